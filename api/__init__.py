@@ -1,0 +1,1 @@
+"""The thin HTTP layer: validates, hands to `core`, shows what `core` answers."""

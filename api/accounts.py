@@ -1,0 +1,91 @@
+"""Accounts and balances."""
+
+import time
+from uuid import UUID
+
+import falcon
+import sqlalchemy as sa
+
+from api.auth import EVERYONE, allowed
+from api.dependencies import Dependencies
+from api.requests import read_json, read_query
+from api.responses import send, send_tagged
+from api.schemas import AccountQuery, NewAccount
+from core import accounts, views
+from core.errors import Refusal
+from core.identity import Caller
+
+
+class Accounts:
+    """`/v1/accounts`, `/v1/accounts/{id}` and `/v1/balance`"""
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        self.dependencies = dependencies
+
+    @allowed("user", "service", "admin")
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Open an account, or answer with the one that is there."""
+        asked: NewAccount = read_json(request, NewAccount)
+        with self.dependencies.engine.begin() as connection:
+            opened = accounts.open_account(connection, request.context.caller.id, asked.currency, asked.name)
+            row = views.find_account(connection, opened.account_id)
+        assert row is not None
+        send(response, views.account(row), falcon.HTTP_201 if opened.created else falcon.HTTP_200)
+        response.set_header("Location", f"/v1/accounts/{row.id}")
+
+    @allowed(*EVERYONE)
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """All accounts of the caller, oldest first."""
+        with self.dependencies.reader.connect() as connection:
+            rows = views.find_accounts(connection, request.context.caller.id)
+        send_tagged(request, response, {"items": [views.account(row) for row in rows]})
+
+    @allowed(*EVERYONE)
+    def on_get_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
+        """One account; with `min_seq`, once the caller's operations up to it are finished."""
+        self._show(request, response, str(id))
+
+    @allowed(*EVERYONE)
+    def on_get_balance(self, request: falcon.Request, response: falcon.Response) -> None:
+        """The caller's default account."""
+        self._show(request, response, None)
+
+    def _show(self, request: falcon.Request, response: falcon.Response, account_id: str | None) -> None:
+        caller: Caller = request.context.caller
+        query: AccountQuery = read_query(request, AccountQuery)
+        if query.min_seq is not None:
+            self._wait_for_seq(caller.id, query.min_seq, query.wait)
+        with self.dependencies.reader.connect() as connection:
+            if account_id:
+                row = views.find_account(connection, account_id)
+            else:
+                row = views.get_default_account(connection, caller.id)
+        if row is None or (row.user_id != caller.id and not caller.reads_everything):
+            raise Refusal("account_not_found", "You have no such account.")
+        send_tagged(request, response, views.account(row))
+
+    def _wait_for_seq(self, user_id: str, seq: int, seconds: int) -> None:
+        """Return when the user's operations up to `seq` are finished. Raises Refusal: validation_failed, not_yet."""
+        with self.dependencies.reader.connect() as connection:
+            operation_id, accepted, done = progress(connection, user_id, seq)
+        if seq > accepted:
+            detail = f"You have handed in {accepted} operations so far."
+            error = {"parameter": "min_seq", "code": "out_of_range", "detail": detail}
+            raise Refusal("validation_failed", detail, errors=[error])
+        if done >= seq or operation_id is None:
+            return
+        deadline = time.monotonic() + seconds
+        self.dependencies.waiting.until_finished(operation_id, deadline - time.monotonic())
+        with self.dependencies.reader.connect() as connection:
+            _, _, done = progress(connection, user_id, seq)
+        if done < seq:
+            raise Refusal("not_yet", f"{done} of {seq} operations are finished. Nothing is lost: ask again.", done=done)
+
+
+def progress(connection: sa.Connection, user_id: str, seq: int) -> tuple[str | None, int, int]:
+    """The id of the user's operation `seq`, how many operations were accepted, and how many are finished."""
+    query = """
+SELECT o.id, u.next_seq, u.done_seq FROM users u LEFT JOIN operations o ON o.user_id = u.id AND o.seq = :seq
+ WHERE u.id = :user"""
+    operation_id, accepted, done = connection.execute(sa.text(query), {"user": user_id, "seq": seq}).one()
+    return operation_id, accepted, done

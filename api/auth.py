@@ -1,0 +1,100 @@
+"""Registration, login, refresh, logout; and who may call what."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import falcon
+import structlog
+
+from api.dependencies import Dependencies
+from api.requests import read_json
+from api.responses import send
+from api.schemas import Credentials, RefreshToken, Registration
+from core import identity, views
+from core.errors import Refusal
+
+EVERYONE = ("user", "service", "auditor", "admin")
+
+Responder = Callable[..., None]
+
+
+def allowed(*roles: str) -> Callable[[Responder], Responder]:
+    """Let only callers of these roles through, with the Caller in `request.context.caller`.
+
+    Raises Refusal: missing_token, invalid_token, forbidden.
+    """
+
+    def guard(responder: Responder) -> Responder:
+        @wraps(responder)
+        def guarded(self: Any, request: falcon.Request, response: falcon.Response, **parameters: Any) -> None:
+            response.set_header("Cache-Control", "private, no-cache")
+            request.context.caller = authenticate(self.dependencies, request)
+            if request.context.caller.role not in roles:
+                raise Refusal("forbidden", "Your role does not allow this.")
+            responder(self, request, response, **parameters)
+
+        guarded.roles = roles  # type: ignore[attr-defined]
+        return guarded
+
+    return guard
+
+
+def authenticate(dependencies: Dependencies, request: falcon.Request) -> identity.Caller:
+    """The caller of a request. Raises Refusal: missing_token, invalid_token."""
+    scheme, _, token = (request.auth or "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Refusal("missing_token", "Send Authorization: Bearer <access token>; POST /v1/auth/login gives one.")
+    with dependencies.reader.connect() as connection:
+        caller = identity.caller(connection, dependencies.settings, token.strip())
+    structlog.contextvars.bind_contextvars(user=caller.id)
+    return caller
+
+
+class Auth:
+    """`/v1/auth/...`"""
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        self.dependencies = dependencies
+
+    def on_post_register(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Make a user with a default account."""
+        asked: Registration = read_json(request, Registration)
+        with self.dependencies.engine.begin() as connection:
+            user_id = identity.register(
+                connection, self.dependencies.settings, asked.username, asked.password, asked.email
+            )
+            document = {
+                "user": identity.user_document(identity.get_user(connection, user_id)),
+                "account": views.account(views.get_default_account(connection, user_id)),
+            }
+        send(response, document, falcon.HTTP_201)
+
+    def on_post_login(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Exchange a password for a session's tokens."""
+        asked: Credentials = read_json(request, Credentials)
+        with self.dependencies.engine.begin() as connection:
+            tokens = identity.log_in(connection, self.dependencies.settings, asked.username, asked.password)
+        send_secret(response, tokens)
+
+    def on_post_refresh(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Exchange a refresh token for the session's next tokens."""
+        asked: RefreshToken = read_json(request, RefreshToken)
+        with self.dependencies.engine.begin() as connection:
+            tokens = identity.refresh(connection, self.dependencies.settings, asked.refresh_token)
+        if tokens is None:
+            raise Refusal("invalid_refresh_token", "The refresh token is unknown, spent or expired: log in again.")
+        send_secret(response, tokens)
+
+    @allowed(*EVERYONE)
+    def on_post_logout(self, request: falcon.Request, response: falcon.Response) -> None:
+        """End the session; its tokens are refused from now on."""
+        with self.dependencies.reader.connect() as connection:
+            identity.end_session(connection, request.context.caller.session_id)
+        response.status = falcon.HTTP_204
+
+
+def send_secret(response: falcon.Response, document: dict[str, Any]) -> None:
+    """Answer with what nobody on the way may keep."""
+    send(response, document)
+    response.set_header("Cache-Control", "no-store")

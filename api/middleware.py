@@ -1,0 +1,45 @@
+"""What happens around every request: an id, one log line, and counts."""
+
+import re
+import time
+from typing import Any
+
+import falcon
+import structlog
+
+from core.ids import new_id
+from core.metrics import REQUEST_SECONDS, REQUESTS
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+log = structlog.get_logger("kassa.api")
+
+
+class RequestLog:
+    """Gives each request an id (the client's X-Request-Id, if it is a plain one) and says what became of it."""
+
+    def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
+        """Bind the id to every log line of this request."""
+        given = request.get_header("X-Request-Id") or ""
+        request.context.request_id = given if REQUEST_ID.fullmatch(given) else new_id()
+        request.context.started = time.perf_counter()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request.context.request_id)
+
+    def process_response(
+        self, request: falcon.Request, response: falcon.Response, _resource: Any, _succeeded: bool
+    ) -> None:
+        """Say what became of the request."""
+        seconds = time.perf_counter() - request.context.started
+        response.set_header("X-Request-Id", request.context.request_id)
+        route = request.uri_template or "(none)"
+        method = request.method if request.method in falcon.HTTP_METHODS else "(other)"
+        REQUESTS.labels(method, route, response.status_code).inc()
+        REQUEST_SECONDS.labels(route).observe(seconds)
+        log.info(
+            "request",
+            method=request.method,
+            path=request.path,
+            status=response.status_code,
+            milliseconds=round(seconds * 1000, 2),
+        )

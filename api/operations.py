@@ -1,0 +1,132 @@
+"""Handing in operations, and asking what became of them."""
+
+from typing import Any
+from uuid import UUID
+
+import falcon
+import msgspec
+import sqlalchemy as sa
+import structlog
+
+from api.auth import EVERYONE, allowed
+from api.dependencies import Dependencies
+from api.requests import idempotency_key, preferred_wait, read_json, read_query
+from api.responses import send, send_tagged
+from api.schemas import AnyOperation, OperationBody, OperationsQuery, WaitQuery
+from core import history, views
+from core.acceptance import accept, request_cancellation
+from core.errors import Refusal
+from core.identity import Caller
+from core.metrics import ACCEPTED
+from core.operations import Command
+
+RETRY_AFTER_SECONDS = "1"
+CANCEL_WAIT_SECONDS = 2  # a lane that stands still for longer finishes it later, and the client need not wait
+
+
+class Operations:
+    """`/v1/operations` and `/v1/operations/{id}`"""
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        self.dependencies = dependencies
+
+    @allowed("user", "service", "admin")
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Accept an operation: stored durably, then announced, then answered."""
+        body: OperationBody = read_json(request, AnyOperation)
+        asked = self._command(request, body)
+        wait = preferred_wait(request)
+        with self.dependencies.reader.connect() as connection:
+            accepted = accept(connection, asked)
+        if not accepted.replayed:
+            ACCEPTED.labels(asked.type).inc()
+            self.dependencies.doorbell.ring(accepted.row.lane)
+        structlog.contextvars.bind_contextvars(operation=accepted.row.id, lane=accepted.row.lane)
+        row = self._await(accepted.row, wait) if wait else accepted.row
+        self._receipt(response, row, accepted.replayed, wait)
+
+    def _command(self, request: falcon.Request, body: OperationBody) -> Command:
+        """What is asked for, and in whose name. Raises Refusal: forbidden, self_deposit_forbidden."""
+        caller: Caller = request.context.caller
+        fields: dict[str, Any] = msgspec.to_builtins(body)
+        user_id = fields.pop("user_id", None) or caller.id
+        if user_id != caller.id and not caller.acts_for_others:
+            raise Refusal("forbidden", "Only a service may act for another user.", pointer="/user_id")
+        if fields["type"] == "deposit" and caller.role == "user" and not self.dependencies.settings.self_deposit:
+            raise Refusal("self_deposit_forbidden", "Ask whoever runs this service to deposit for you.")
+        return Command(
+            **fields,
+            user_id=user_id,
+            requested_by=caller.id,
+            idempotency_key=idempotency_key(request),
+            request_id=request.context.request_id,
+        )
+
+    def _await(self, row: sa.Row, seconds: int) -> sa.Row:
+        """The operation once it is finished, or as it is when the time is over."""
+        if row.status == "pending":
+            self.dependencies.waiting.until_finished(row.id, seconds)
+            with self.dependencies.reader.connect() as connection:
+                return views.find_operation(connection, row.id) or row
+        return row
+
+    def _receipt(self, response: falcon.Response, row: sa.Row, replayed: bool, wait: int | None) -> None:
+        """200 with the finished operation for those who waited, else 202."""
+        finished = wait is not None and row.status != "pending"
+        send(response, views.operation(row), falcon.HTTP_200 if finished else falcon.HTTP_202)
+        response.set_header("Location", f"/v1/operations/{row.id}")
+        response.set_header("Vary", "Prefer")
+        if finished:
+            response.set_header("Preference-Applied", f"wait={wait}")
+        else:
+            response.set_header("Retry-After", RETRY_AFTER_SECONDS)
+        if replayed:
+            response.set_header("Idempotency-Replayed", "true")
+
+    @allowed(*EVERYONE)
+    def on_get_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
+        """One operation; with `wait`, as soon as it is finished."""
+        query: WaitQuery = read_query(request, WaitQuery)
+        caller: Caller = request.context.caller
+        row = self._find(caller, str(id))
+        if query.wait:
+            row = self._await(row, query.wait)
+        if row.status == "pending":
+            response.set_header("Retry-After", RETRY_AFTER_SECONDS)
+        send_tagged(request, response, views.operation(row, incoming=views.is_incoming(row, caller.id)))
+
+    def _find(self, caller: Caller, operation_id: str) -> sa.Row:
+        """The operation, if the caller may see it. Raises Refusal operation_not_found."""
+        with self.dependencies.reader.connect() as connection:
+            row = views.find_operation(connection, operation_id)
+        if row is None or not (caller.reads_everything or views.may_see_operation(row, caller.id)):
+            raise Refusal("operation_not_found", "You have no such operation.")
+        return row
+
+    @allowed(*EVERYONE)
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """The caller's history, a page at a time."""
+        fields = msgspec.structs.asdict(read_query(request, OperationsQuery))
+        fields["account_id"] = str(fields["account_id"]) if fields["account_id"] else None
+        caller: Caller = request.context.caller
+        with self.dependencies.reader.connect() as connection:
+            page = history.page(connection, caller.id, history.Query(**fields))
+        send(response, {"items": page.items, "next_cursor": page.next_cursor})
+        if page.next_cursor:
+            following = dict(request.params) | {"cursor": page.next_cursor}
+            response.append_link(f"/v1/operations{falcon.to_query_str(following)}", "next")
+
+    @allowed("user", "service", "admin")
+    def on_delete_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
+        """Take an operation back, unless it is finished."""
+        caller: Caller = request.context.caller
+        row = self._find(caller, str(id))
+        if row.user_id != caller.id and not caller.acts_for_others:
+            raise Refusal("operation_not_found", "You have no such operation.")
+        with self.dependencies.engine.begin() as connection:
+            request_cancellation(connection, row.id, row.lane)
+        self.dependencies.doorbell.ring(row.lane)
+        row = self._await(self._find(caller, row.id), CANCEL_WAIT_SECONDS)
+        if row.status not in ("canceled", "pending"):
+            raise Refusal("already_finished", f"The operation is {row.status}.", operation=views.operation(row))
+        send(response, views.operation(row))

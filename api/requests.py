@@ -1,0 +1,147 @@
+"""From bytes to a frozen, typed request, or to one refusal that names the field."""
+
+import json
+import re
+from typing import Any, TypeVar
+
+import falcon
+import msgspec
+
+from api.schemas import WAIT_SECONDS_MAX
+from core.errors import Refusal
+
+BODY_BYTES_MAX = 64 * 1024
+INTEGER_DIGITS_MAX = 20  # beyond, a number is out of every range here, and not worth the time to convert
+TOO_LARGE = 10**INTEGER_DIGITS_MAX
+
+T = TypeVar("T")
+
+PATH = re.compile(r" - at `(?:key in )?\$(?P<path>[^`]*)`$")
+NAMED_FIELD = re.compile(r"(?:unknown|required) field `(?P<name>[^`]*)`")
+STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+WAIT_PREFERENCE = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+
+
+def read_json(request: falcon.Request, schema: type[T] | Any, bytes_max: int = BODY_BYTES_MAX) -> T:
+    """The body as `schema`.
+
+    Raises Refusal, in this order of precedence: length_required, body_too_large, unsupported_media_type,
+    malformed_json, validation_failed.
+    """
+    return convert(parse(read_body(request, bytes_max)), schema)
+
+
+def read_body(request: falcon.Request, bytes_max: int) -> bytes:
+    """The body's bytes, once their length and type are known to be right."""
+    length = request.content_length
+    if length is None and request.get_header("Transfer-Encoding"):
+        raise Refusal("length_required", "Send the body with a Content-Length, not in chunks.")
+    if length is not None and length > bytes_max:
+        raise Refusal("body_too_large", f"A body here has at most {bytes_max} bytes.", limit=bytes_max)
+    content_type = (request.content_type or "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise Refusal("unsupported_media_type", "Send a JSON body with Content-Type: application/json.")
+    body = request.bounded_stream.read()
+    if len(body) != (length or 0):
+        raise Refusal("malformed_request", "The body is shorter than its Content-Length.")
+    return body
+
+
+def parse(body: bytes) -> Any:
+    """JSON by the letter (RFC 8259) and more strictly: no duplicate keys, no NaN, no absurd nesting."""
+    try:
+        return json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=unique_keys,
+            parse_constant=refuse_constant,
+            parse_int=bounded_int,
+        )
+    except UnicodeDecodeError:
+        raise Refusal("malformed_json", "The body is not UTF-8.") from None
+    except RecursionError:
+        raise Refusal("malformed_json", "The body is nested too deeply.") from None
+    except json.JSONDecodeError as error:
+        raise Refusal("malformed_json", f"Not JSON: {error.msg} at character {error.pos}.") from None
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless a key stands in it twice: which of the two was meant?"""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise Refusal("malformed_json", "An object of the body has the same key twice.")
+    return made
+
+
+def refuse_constant(name: str) -> Any:
+    """NaN and the infinities are no JSON."""
+    raise Refusal("malformed_json", f"{name} is not JSON.")
+
+
+def bounded_int(digits: str) -> int:
+    """An integer; one of thousands of digits becomes some number that is out of every range, too."""
+    return int(digits) if len(digits) <= INTEGER_DIGITS_MAX else TOO_LARGE
+
+
+def read_query(request: falcon.Request, schema: type[T]) -> T:
+    """The query string as `schema`. Raises Refusal validation_failed."""
+    return convert(request.params, schema, strict=False, member="parameter")
+
+
+def convert(value: Any, schema: type[T] | Any, *, strict: bool = True, member: str = "pointer") -> T:
+    """`value` as `schema`. Raises Refusal validation_failed, which names the first field at fault."""
+    try:
+        return msgspec.convert(value, schema, strict=strict)
+    except msgspec.ValidationError as error:
+        raise refusal_of(str(error), member) from None
+
+
+def refusal_of(message: str, member: str) -> Refusal:
+    """Say what msgspec says, with a JSON pointer (RFC 6901), or a query's parameter, and a stable code."""
+    found = PATH.search(message)
+    steps = [name or index for name, index in STEP.findall(found["path"])] if found else []
+    detail = PATH.sub("", message)
+    if named := NAMED_FIELD.search(detail):
+        steps.append(named["name"])
+    place = "/".join(["", *(step.replace("~", "~0").replace("/", "~1") for step in steps)])
+    where = {"pointer": place} if member == "pointer" else {"parameter": place.removeprefix("/")}
+    return Refusal(
+        "validation_failed", f"{detail}.", errors=[where | {"code": code_of(detail), "detail": f"{detail}."}]
+    )
+
+
+def code_of(detail: str) -> str:
+    """A stable code for what msgspec says in words."""
+    for code, beginning in CODES.items():
+        if re.match(beginning, detail):
+            return code
+    return "invalid"
+
+
+CODES = {
+    "missing_field": r"Object missing required field",
+    "unknown_field": r"Object contains unknown field",
+    "out_of_range": r"Expected `(int|float)` (<|>)|Integer value out of range|Expected `(str|array|object)` of length",
+    "wrong_format": r"Expected `str` matching|Invalid (UUID|RFC3339)",
+    "unknown_value": r"Invalid (enum )?value",
+    "wrong_type": r"Expected `",
+    "exactly_one_of": r"exactly one of",
+}
+
+
+def idempotency_key(request: falcon.Request) -> str | None:
+    """The Idempotency-Key, bare or quoted (draft 07). Raises Refusal bad_idempotency_key."""
+    key = request.get_header("Idempotency-Key")
+    if key is None:
+        return None
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not IDEMPOTENCY_KEY.fullmatch(key):
+        raise Refusal("bad_idempotency_key", "An Idempotency-Key has 1 to 255 printable ASCII characters.")
+    return key
+
+
+def preferred_wait(request: falcon.Request) -> int | None:
+    """The seconds of `Prefer: wait=N` (RFC 7240), cut to what is allowed; a preference that makes no sense is none."""
+    found = WAIT_PREFERENCE.search(request.get_header("Prefer") or "")
+    return min(int(found[1]), WAIT_SECONDS_MAX) if found else None

@@ -1,0 +1,1 @@
+"""The `./kassa` command: running, migrating, verifying and replaying."""

@@ -1,0 +1,51 @@
+"""Bring a database to this version's schema, and create its lanes."""
+
+import argparse
+import sys
+import time
+
+import sqlalchemy as sa
+from alembic import command
+
+from core import db, lanes, settings
+
+CONNECT_SECONDS = 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options: DATABASE_URL and LANES come from the environment."""
+
+
+def main(_arguments: argparse.Namespace) -> int:
+    """Migrate, waiting a while for a database that is just starting."""
+    configuration = settings.load()
+    engine = db.engine(configuration.database_url, "migrate", 1)
+    wait_for(engine)
+    migrate(engine, configuration.lanes)
+    print("The database has this version's schema.")
+    return 0
+
+
+def wait_for(engine: sa.Engine, seconds: float = CONNECT_SECONDS) -> None:
+    """Return when the database answers. Raises what the last try raised."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with engine.connect():
+                return
+        except sa.exc.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def migrate(engine: sa.Engine, lane_count: int) -> None:
+    """Run what is missing of the migrations in one transaction."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7238001)")  # two at once: one waits
+        config = db.migrations()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        lanes.ensure(connection, lane_count)
+    sys.stdout.flush()

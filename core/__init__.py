@@ -1,0 +1,1 @@
+"""What Kassa knows about money: acceptance, lanes, rules, ledger. Imports neither `api` nor `worker`."""

@@ -1,0 +1,184 @@
+"""Step 3 of the story: an operation is accepted in one statement, and only then does the client get its receipt.
+
+The statement resolves the accounts, takes the user's next `seq` under the user's row lock and inserts the operation.
+It does all of it or nothing: a used idempotency key undoes the `seq` with it, so that numbers have no gaps.
+
+`turn` is the operation's place in its lane, by start-time fair queueing: one after the user's previous operation, but
+not before what the lane is at now. So a user's operations keep their order, and a user who hands in ten thousand at
+once does not make the others on the lane wait for all of them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from core import lanes, views
+from core.db import Prepared
+from core.errors import Refusal
+from core.ids import new_id
+from core.operations import Command
+
+ACCEPT = Prepared(
+    "accept",
+    [
+        *("uuid", "uuid", "uuid", "text", "bigint"),  # id, user, who asks, type, amount
+        *("uuid", "uuid", "text", "uuid"),  # account, receiver by user id, username or account id
+        *("text", "jsonb", "text", "bytea", "text"),  # comment, metadata, idempotency key, hash, request id
+    ],
+    """
+WITH source AS (
+    SELECT id, currency FROM accounts
+     WHERE user_id = $2 AND kind = 'main' AND (id = $6 OR ($6 IS NULL AND is_default))
+), receiver_user AS (
+    SELECT id FROM users WHERE id = $7 UNION ALL SELECT id FROM users WHERE lower(username) = lower($8)
+), receiver AS (
+    (SELECT a.id, a.user_id FROM receiver_user r JOIN accounts a ON a.user_id = r.id CROSS JOIN source
+      WHERE a.kind = 'main' AND r.id <> $2
+      ORDER BY a.currency = source.currency DESC, a.is_default DESC, a.id LIMIT 1)
+    UNION ALL
+    SELECT a.id, a.user_id FROM accounts a CROSS JOIN source
+     WHERE a.id = $9 AND a.kind = 'main' AND a.id <> source.id
+), taken AS (
+    UPDATE users SET next_seq = next_seq + 1, turn = greatest(users.turn + 1, lanes.turn)
+      FROM lanes, source
+     WHERE users.id = $2 AND lanes.id = users.lane AND users.disabled_at IS NULL
+       AND ($4 <> 'transfer' OR EXISTS (SELECT FROM receiver))
+    RETURNING users.id AS user_id, users.username, users.next_seq AS seq, users.lane, users.turn
+), accepted AS (
+    INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
+                            currency, comment, metadata, idempotency_key, request_hash, request_id,
+                            created_at)
+    SELECT $1, taken.user_id, $3, taken.seq, taken.lane, taken.turn, $4, source.id, receiver.id, $5,
+           source.currency, $10, $11, $12, $13, $14, clock_timestamp()
+      FROM taken CROSS JOIN source LEFT JOIN receiver ON true
+    RETURNING *
+)
+SELECT accepted.*, taken.username, receiver.user_id AS counterparty_user_id, u.username AS counterparty_username,
+       NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after
+  FROM accepted CROSS JOIN taken LEFT JOIN receiver ON true LEFT JOIN users u ON u.id = receiver.user_id
+""",
+)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The stored operation, in the form that `core.views.operation` shows, and whether it was there before."""
+
+    row: sa.Row
+    replayed: bool
+
+
+def accept(connection: sa.Connection, command: Command) -> Accepted:
+    """Store the operation durably; `connection` commits each statement by itself.
+
+    Raises Refusal, having stored nothing, in this order of precedence: idempotency_key_reused, account_not_found,
+    self_transfer, receiver_not_found, user_disabled.
+    """
+    request_hash = hash_of(command)
+    parameters = (
+        new_id(),
+        command.user_id,
+        command.requested_by,
+        command.type,
+        command.amount,
+        command.account_id,
+        command.to_user_id,
+        command.to_username,
+        command.to_account_id,
+        command.comment,
+        msgspec.json.encode(command.metadata).decode() if command.metadata else None,
+        command.idempotency_key,
+        request_hash,
+        command.request_id,
+    )
+    try:
+        row = ACCEPT.execute(connection, parameters).one_or_none()
+    except IntegrityError as error:
+        if constraint_of(error) != "operations_user_id_idempotency_key_key":
+            raise
+        row = None
+    if row is not None:
+        return Accepted(row, replayed=False)
+    return replay(connection, command, request_hash) or explain(connection, command)
+
+
+def request_cancellation(connection: sa.Connection, operation_id: str, lane: int) -> None:
+    """Mark a pending operation, so that its turn ends it as canceled; a finished one stays as it is.
+
+    The mark is made under the lane's lock, since a drain that has read the operation may be applying it right now.
+    """
+    lanes.lock(connection, lane, wait=True)
+    connection.execute(
+        sa.text("UPDATE operations SET cancel_requested = true WHERE id = :id AND status = 'pending'"),
+        {"id": operation_id},
+    )
+
+
+def hash_of(command: Command) -> bytes:
+    """SHA-256 of what was asked for, by which a retry is told from another request under the same key."""
+    asked = (
+        command.type,
+        command.amount,
+        command.account_id,
+        command.to_user_id,
+        command.to_username,
+        command.to_account_id,
+        command.comment,
+        sorted(command.metadata.items()),
+    )
+    return hashlib.sha256(msgspec.json.encode(asked)).digest()
+
+
+def constraint_of(error: IntegrityError) -> str | None:
+    """The name of the constraint that a statement broke; the schema gives each a meaning."""
+    diagnosis = getattr(error.orig, "diag", None)
+    return diagnosis.constraint_name if diagnosis else None
+
+
+def replay(connection: sa.Connection, command: Command, request_hash: bytes) -> Accepted | None:
+    """The operation that this user's key already stands for, or None. Raises Refusal if it was another request."""
+    if command.idempotency_key is None:
+        return None
+    row = views.find_operation_by_key(connection, command.user_id, command.idempotency_key)
+    if row is None:
+        return None
+    if bytes(row.request_hash) != request_hash:
+        raise Refusal(
+            "idempotency_key_reused",
+            "This Idempotency-Key was used with another request: send a new key, or the same body again.",
+        )
+    return Accepted(row, replayed=True)
+
+
+def explain(connection: sa.Connection, command: Command) -> Accepted:
+    """Say why nothing was accepted. It is asked after the fact, so the world may have changed in between."""
+    source = connection.execute(
+        sa.text(
+            "SELECT id FROM accounts WHERE user_id = :user AND kind = 'main'"
+            " AND (id = :account OR (CAST(:account AS uuid) IS NULL AND is_default))"
+        ),
+        {"user": command.user_id, "account": command.account_id},
+    ).scalar_one_or_none()
+    if source is None:
+        pointer = "/account_id" if command.account_id else None
+        raise Refusal("account_not_found", "The user has no such account.", pointer=pointer)
+    pointer = next(
+        (f"/{name}" for name in ("to_user_id", "to_username", "to_account_id") if getattr(command, name)), None
+    )
+    if pointer and is_own(connection, command, source):
+        raise Refusal("self_transfer", "A transfer needs another receiver than its sender.", pointer=pointer)
+    if pointer:
+        raise Refusal("receiver_not_found", "There is no such receiver.", pointer=pointer)
+    raise Refusal("user_disabled", "The user is disabled, and can do nothing.")
+
+
+def is_own(connection: sa.Connection, command: Command, source: str) -> bool:
+    """Whether the receiver of a transfer is the sender: the same account, or the same user by id or name."""
+    if command.to_account_id:
+        return command.to_account_id == source
+    query = sa.text("SELECT 1 FROM users WHERE id = :user AND (id = :to_id OR lower(username) = lower(:to_name))")
+    found = {"user": command.user_id, "to_id": command.to_user_id, "to_name": command.to_username}
+    return connection.execute(query, found).first() is not None

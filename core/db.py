@@ -1,0 +1,142 @@
+"""The database: engines with every wait bounded, prepared statements, and a refusal to serve from an unsafe one."""
+
+import select
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DisconnectionError
+
+from core.errors import NotReady
+
+MIGRATIONS = "core:migrations"
+POOL_WAIT_SECONDS = 2  # a request that gets no connection by then is refused, having stored nothing
+
+UUID_OID = 2950
+STRING_UUID = psycopg2.extensions.new_type((UUID_OID,), "UUID", lambda value, _cursor: value)
+
+SESSION = {
+    # A worker frozen while it holds a lane's lock loses it after this; a drain is idle for milliseconds.
+    "idle_in_transaction_session_timeout": "4s",
+    # Longer than the above, so that whoever waits behind a frozen worker gets its turn rather than an error.
+    "lock_timeout": "5s",
+    "statement_timeout": "15s",
+    # A client that died while its statement waited for a lock must not have it executed afterwards.
+    "client_connection_check_interval": "1s",
+    "timezone": "UTC",
+}
+TCP = {
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+
+
+def psycopg2_url(database_url: str) -> sa.URL:
+    """Any spelling of a PostgreSQL URL, for psycopg2 (SQLAlchemy 2.1 takes a bare one for psycopg 3)."""
+    return sa.make_url(database_url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+psycopg2")
+
+
+def engine(
+    database_url: str, process: str, pool_size: int = 4, pool_wait_seconds: float = POOL_WAIT_SECONDS
+) -> sa.Engine:
+    """An engine whose connections are named after `process` and never wait without end."""
+    options = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
+    made = sa.create_engine(
+        psycopg2_url(database_url),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=pool_wait_seconds,
+        pool_use_lifo=True,
+        connect_args={"application_name": f"kassa-{process}", "options": options, **TCP},
+    )
+    sa.event.listen(made, "connect", ids_as_strings)
+    sa.event.listen(made, "checkout", refuse_hung_up)
+    return made
+
+
+def autocommit(made: sa.Engine) -> sa.Engine:
+    """The same pool, for work that is one statement: it saves the round trips of BEGIN and COMMIT."""
+    return made.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def ids_as_strings(connection: Any, _record: object) -> None:
+    """Read uuid columns as strings, the form in which ids travel through Kassa."""
+    psycopg2.extensions.register_type(STRING_UUID, connection)
+
+
+def refuse_hung_up(connection: Any, _record: object, _proxy: object) -> None:
+    """Have the pool replace a connection that the server closed while it lay idle: a closed socket is readable."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        raise DisconnectionError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A statement that each connection prepares once: psycopg2 alone would have it planned at every call.
+
+    name: of the prepared statement. types: PostgreSQL types of $1, $2 ... in order.
+    """
+
+    name: str
+    types: Sequence[str]
+    sql: str
+
+    def execute(self, connection: sa.Connection, parameters: Sequence[Any]) -> sa.CursorResult[Any]:
+        """Run it with positional parameters."""
+        prepared = connection.info.setdefault("prepared", set())
+        if self.name not in prepared:
+            connection.exec_driver_sql(f"PREPARE {self.name} ({', '.join(self.types)}) AS {self.sql}")
+            prepared.add(self.name)
+        marks = ", ".join(["%s"] * len(self.types))
+        return connection.exec_driver_sql(f"EXECUTE {self.name} ({marks})", tuple(parameters))
+
+
+def array(values: Iterable[object]) -> str:
+    """Numbers, ids or timestamps as a PostgreSQL array literal: one parameter, cheap to parse."""
+    return "{" + ",".join("NULL" if value is None else str(value) for value in values) + "}"
+
+
+def migrations() -> Config:
+    """Alembic's configuration; the scripts are found inside the package, wherever it is installed."""
+    config = Config()
+    config.set_main_option("script_location", MIGRATIONS)
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def require_ready(made: sa.Engine) -> None:
+    """Raise NotReady unless the database is durable and has exactly this version's schema."""
+    with made.connect() as connection:
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            if connection.exec_driver_sql(f"SHOW {setting}").scalar_one() == "off":
+                raise NotReady(
+                    f"PostgreSQL runs with {setting}=off and would lose acknowledged operations in a crash: "
+                    f"set {setting}=on and start again."
+                )
+        found = MigrationContext.configure(connection).get_current_revision()
+    wanted = ScriptDirectory.from_config(migrations()).get_current_head()
+    if found != wanted:
+        raise NotReady(f"the database has schema {found}, this version needs {wanted}: run ./kassa migrate.")
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether the server went away, rather than refused a statement."""
+    cause = getattr(error, "orig", error)
+    return isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) and cause.pgcode in (
+        None,
+        "57P01",  # admin_shutdown
+        "57P02",  # crash_shutdown
+        "57P03",  # cannot_connect_now
+        "25P03",  # idle_in_transaction_session_timeout
+    )

@@ -1,0 +1,131 @@
+"""A user's operations, a page at a time: filtered, sorted, and continued by an opaque keyset cursor.
+
+Two roads lead into a history: what the user handed in, and what others have paid into the user's accounts. Each is
+read in order from its own index, a page at the most, and the two are merged.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+import sqlalchemy as sa
+
+from core import views
+from core.errors import Refusal
+
+BigInteger = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+SORT_COLUMNS = {"created_at": ("created_at", "timestamptz"), "amount": ("amount", "bigint")}
+
+OWN = "o.user_id = :user"
+OWN_OF_ACCOUNT = "o.user_id = :user AND o.account_id = :account"
+PAID_TO_ME = """o.counterparty_id = ANY (ARRAY(SELECT id FROM accounts WHERE user_id = :user AND kind = 'main'))
+   AND o.user_id <> :user AND o.status = 'applied'"""
+PAID_TO_ACCOUNT = """o.counterparty_id = :account AND o.status = 'applied'
+   AND EXISTS (SELECT FROM accounts WHERE id = :account AND user_id = :user AND kind = 'main')"""
+
+FILTERS = {
+    "type": "o.type = :type",
+    "status": "o.status = :status",
+    "since": "o.created_at >= :since",
+    "until": "o.created_at < :until",
+    "min_amount": "o.amount >= :min_amount",
+    "max_amount": "o.amount <= :max_amount",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Which operations, and in which order. Amounts are minor units; `since` is included, `until` is not.
+
+    sort: created_at or amount, with a minus for the largest first.
+    """
+
+    limit: int
+    cursor: str | None = None
+    account_id: str | None = None
+    direction: str | None = None
+    sort: str = "-created_at"
+    type: str | None = None
+    status: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    min_amount: int | None = None
+    max_amount: int | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Operations as the user sees them, and the cursor of the next page or None."""
+
+    items: list[views.Document]
+    next_cursor: str | None
+
+
+def page(connection: sa.Connection, user_id: str, query: Query) -> Page:
+    """One page of the user's history. Raises Refusal: bad_cursor, account_not_found."""
+    if query.account_id:
+        account = views.find_account(connection, query.account_id)
+        if account is None or account.user_id != user_id:
+            raise Refusal("account_not_found", "You have no such account.")
+    column, _ = SORT_COLUMNS[query.sort.removeprefix("-")]
+    sql, parameters = statement(user_id, query)
+    rows = connection.execute(sa.text(sql), parameters).all()
+    items = [views.operation(row, incoming=row.incoming) for row in rows[: query.limit]]
+    if len(rows) <= query.limit:
+        return Page(items, None)
+    last = rows[query.limit - 1]
+    return Page(items, write_cursor(query.sort, getattr(last, column), last.id))
+
+
+def statement(user_id: str, query: Query) -> tuple[str, dict[str, Any]]:
+    """The SQL of a page, and its parameters."""
+    given = {name: value for name in FILTERS if (value := getattr(query, name)) is not None}
+    parameters = {"user": user_id, "account": query.account_id, "limit": query.limit + 1, **given}
+    conditions = [FILTERS[name] for name in given]
+    column, column_type = SORT_COLUMNS[query.sort.removeprefix("-")]
+    order, beyond = ("DESC", "<") if query.sort.startswith("-") else ("ASC", ">")
+    if query.cursor:
+        parameters["after"], parameters["after_id"] = read_cursor(query.cursor, query.sort)
+        conditions.append(f"(o.{column}, o.id) {beyond} (CAST(:after AS {column_type}), CAST(:after_id AS uuid))")
+    roads = " UNION ALL ".join(
+        f"(SELECT o.*, {incoming} AS incoming FROM operations o WHERE {' AND '.join([road, *conditions])}"
+        f" ORDER BY o.{column} {order}, o.id {order} LIMIT :limit)"
+        for road, incoming in roads_of(query)
+    )
+    sql = f"""
+  WITH o AS MATERIALIZED ({roads} ORDER BY {column} {order}, id {order} LIMIT :limit)
+{views.OPERATION_COLUMNS} FROM o {views.OPERATION_JOINS} ORDER BY o.{column} {order}, o.id {order}"""
+    return sql, parameters
+
+
+def roads_of(query: Query) -> Sequence[tuple[str, str]]:
+    """The conditions under which operations enter the history, each with whether it shows them as incoming."""
+    own, paid = (OWN_OF_ACCOUNT, PAID_TO_ACCOUNT) if query.account_id else (OWN, PAID_TO_ME)
+    if query.direction == "outgoing":
+        return [(f"{own} AND o.type <> 'deposit'", "false")]
+    if query.direction == "incoming":
+        return [(f"{own} AND o.type = 'deposit'", "false"), (paid, "true")]
+    return [(own, "false"), (paid, "true")]
+
+
+def write_cursor(sort: str, value: object, operation_id: str) -> str:
+    """An opaque mark behind an item."""
+    return base64.urlsafe_b64encode(msgspec.json.encode([sort, value, operation_id])).decode().rstrip("=")
+
+
+def read_cursor(cursor: str, sort: str) -> tuple[object, str]:
+    """The sort value and id that a cursor stands behind. Raises Refusal bad_cursor."""
+    try:
+        decoded = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        mark = tuple[str, datetime, UUID] if sort.endswith("created_at") else tuple[str, BigInteger, UUID]
+        cursor_sort, value, operation_id = msgspec.json.decode(decoded, type=mark)
+        if cursor_sort != sort:
+            raise ValueError("another order")
+    except (ValueError, binascii.Error, msgspec.MsgspecError):
+        raise Refusal("bad_cursor", "Use next_cursor as it was given, with the same sort.") from None
+    return value, str(operation_id)

@@ -1,0 +1,60 @@
+"""Lanes: the ordered roads. Whoever holds a lane's lock, and nobody else, applies its operations."""
+
+import sqlalchemy as sa
+
+from core.db import Prepared
+from core.operations import Operation
+
+LANE_BATCH_OPERATIONS_MAX = 500  # bounds how long one transaction holds its locks: some 30 ms
+
+PENDING = Prepared(
+    "pending",
+    ["int", "int"],
+    """
+SELECT id, user_id, seq, turn, lane, type, account_id, counterparty_id, amount, currency, cancel_requested,
+       request_id
+  FROM operations WHERE lane = $1 AND status = 'pending' ORDER BY turn, id LIMIT $2
+""",
+)
+
+
+def ensure(connection: sa.Connection, count: int) -> None:
+    """Create lanes 0 to `count` - 1 where they are missing. There are never fewer: users keep their lane for life."""
+    connection.execute(
+        sa.text("INSERT INTO lanes (id) SELECT generate_series(0, :count - 1) ON CONFLICT DO NOTHING"),
+        {"count": count},
+    )
+
+
+def all_ids(connection: sa.Connection) -> list[int]:
+    """Every lane there is, whatever LANES says now."""
+    return list(connection.execute(sa.text("SELECT id FROM lanes ORDER BY id")).scalars())
+
+
+def of_user(user_id: str, count: int) -> int:
+    """The lane of a new user: the random end of the id spreads users evenly."""
+    return int(user_id.replace("-", "")[-8:], 16) % count
+
+
+def lock(connection: sa.Connection, lane: int, *, wait: bool) -> bool:
+    """Take the lane's lock until the transaction ends. Returns False if there is no such lane, or, unless `wait`, if
+    somebody else holds it.
+
+    A worker waits: one that left would lose a wake-up for what was accepted after the holder's last look.
+    """
+    query = "SELECT id FROM lanes WHERE id = %s FOR NO KEY UPDATE" + ("" if wait else " SKIP LOCKED")
+    return connection.exec_driver_sql(query, (lane,)).first() is not None
+
+
+def next_pending(connection: sa.Connection, lane: int, limit: int) -> list[Operation]:
+    """The next operations of the lane in the order in which they are to be applied; call it under the lane's lock."""
+    return [Operation(*tuple(row)) for row in PENDING.execute(connection, (lane, limit))]
+
+
+def heads(connection: sa.Connection) -> dict[int, str]:
+    """For each lane with work: the id of the operation at its head."""
+    query = """
+SELECT lanes.id, head.id FROM lanes CROSS JOIN LATERAL (
+    SELECT o.id FROM operations o WHERE o.lane = lanes.id AND o.status = 'pending' ORDER BY o.turn, o.id LIMIT 1
+) AS head"""
+    return {row[0]: row[1] for row in connection.exec_driver_sql(query)}

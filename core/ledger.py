@@ -1,0 +1,168 @@
+"""Step 6, the writing half: the accounts that a drain has locked, and the one writer of balances and entries."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import sqlalchemy as sa
+
+from core.db import Prepared, array
+from core.operations import Account, Applied, Canceled, Failed, Operation, Outcome, Posting, Rejected
+
+FINISHED_CHANNEL = "kassa_finished"  # PostgreSQL delivers it when the transaction has committed, and not otherwise
+
+LOCK = Prepared(
+    "lock_accounts",
+    ["uuid[]"],
+    """
+SELECT id, currency, balance, version, kind = 'world', closed_at IS NOT NULL
+  FROM accounts WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE
+""",
+)
+
+WRITE = Prepared(
+    "write_outcomes",
+    [
+        *("uuid[]", "uuid[]", "bigint[]", "bigint[]", "bigint[]"),
+        *("uuid[]", "bigint[]", "bigint[]"),
+        *("uuid[]", "text[]", "text[]", "bigint[]", "bigint[]"),
+        *("uuid[]", "bigint[]", "bigint[]"),
+        *("int", "bigint"),
+    ],
+    f"""
+WITH posted AS (
+    INSERT INTO entries (operation_id, account_id, account_version, amount, balance_after, created_at)
+    SELECT e.*, statement_timestamp() FROM unnest($1, $2, $3, $4, $5) AS e
+), balances AS (
+    UPDATE accounts SET balance = b.balance, version = b.version
+      FROM unnest($6, $7, $8) AS b (id, balance, version) WHERE accounts.id = b.id
+), finished AS (
+    UPDATE operations
+       SET status = o.status, rejection = o.rejection::jsonb, account_version = o.account_version,
+           counterparty_version = o.counterparty_version, apply_no = o.apply_no, finished_at = statement_timestamp()
+      FROM (SELECT *, nextval('apply_no') AS apply_no
+              FROM unnest($9, $10, $11, $12, $13)
+                AS o (id, status, rejection, account_version, counterparty_version)) AS o
+     WHERE operations.id = o.id RETURNING 1
+), prefixes AS (
+    UPDATE users SET done_seq = p.last
+      FROM unnest($14, $15, $16) AS p (id, first, last)
+     WHERE users.id = p.id AND users.done_seq = p.first - 1 RETURNING 1
+), clock AS (
+    UPDATE lanes SET turn = greatest(turn, $18) WHERE id = $17
+)
+SELECT (SELECT count(*) FROM finished), (SELECT count(*) FROM prefixes),
+       pg_notify('{FINISHED_CHANNEL}', $17::text)
+""",
+)
+
+
+class LedgerError(Exception):
+    """A defect: what is about to be written would break a promise. The transaction must not commit."""
+
+
+class Books:
+    """The accounts that this transaction has locked, by id, and the entries posted to them so far."""
+
+    def __init__(self, accounts: Iterable[Account]) -> None:
+        self.accounts = {account.id: account for account in accounts}
+        self.changed: set[str] = set()
+        self.entries: list[tuple[str, str, int, int, int]] = []
+
+    def post(self, operation_id: str, postings: Sequence[Posting]) -> dict[str, int]:
+        """Post one operation's movements. Returns the new version of each account that it touched.
+
+        Raises LedgerError if they do not sum to zero per currency, or touch an account that is not locked.
+        """
+        sums: dict[str, int] = {}
+        for posting in postings:
+            if posting.account_id not in self.accounts:
+                raise LedgerError(f"account {posting.account_id} is not locked")
+            currency = self.accounts[posting.account_id].currency
+            sums[currency] = sums.get(currency, 0) + posting.amount
+        if any(sums.values()):
+            raise LedgerError(f"operation {operation_id} does not sum to zero: {sums}")
+        return {posting.account_id: self._enter(operation_id, posting) for posting in postings}
+
+    def _enter(self, operation_id: str, posting: Posting) -> int:
+        before = self.accounts[posting.account_id]
+        after = replace(before, balance=before.balance + posting.amount, version=before.version + 1)
+        self.accounts[after.id] = after
+        self.changed.add(after.id)
+        self.entries.append((operation_id, after.id, after.version, posting.amount, after.balance))
+        return after.version
+
+
+def lock(connection: sa.Connection, account_ids: Iterable[str]) -> Books:
+    """Lock the accounts in id order, so that no two drains wait for each other, and read them."""
+    rows = LOCK.execute(connection, (array(sorted(set(account_ids))),))
+    return Books(Account(*tuple(row)) for row in rows)
+
+
+def write(
+    connection: sa.Connection, lane: int, books: Books, decided: Sequence[tuple[Operation, Outcome, dict[str, int]]]
+) -> None:
+    """Write entries, balances, outcomes and finished prefixes of a batch in one statement.
+
+    decided: operations in the order of application, each with its outcome and the account versions that it made.
+    Raises LedgerError if an operation was finished before, or a user's operations are not the next ones in order.
+    """
+    prefixes = finished_prefixes(operation for operation, _, _ in decided)
+    accounts = [books.accounts[account_id] for account_id in sorted(books.changed)]
+    counted: Any = WRITE.execute(
+        connection,
+        (
+            *columns(books.entries, 5),
+            *columns([(account.id, account.balance, account.version) for account in accounts], 3),
+            array(operation.id for operation, _, _ in decided),
+            array(status_of(outcome) for _, outcome, _ in decided),
+            [rejection_json(outcome) for _, outcome, _ in decided],
+            array(versions.get(operation.account_id) for operation, _, versions in decided),
+            array(versions.get(operation.counterparty_id or "") for operation, _, versions in decided),
+            *columns([(user_id, first, last) for user_id, (first, last) in sorted(prefixes.items())], 3),
+            lane,
+            max(operation.turn for operation, _, _ in decided),
+        ),
+    ).one()
+    finished, moved_on = counted[0], counted[1]
+    if finished != len(decided) or moved_on != len(prefixes):
+        raise LedgerError(f"lane {lane}: {finished} of {len(decided)} finished, {moved_on} of {len(prefixes)} users")
+
+
+def finished_prefixes(operations: Iterable[Operation]) -> dict[str, tuple[int, int]]:
+    """For each user the first and last `seq` of the batch. Raises LedgerError on a gap or a step back."""
+    prefixes: dict[str, tuple[int, int]] = {}
+    for operation in operations:
+        first, last = prefixes.get(operation.user_id, (operation.seq, operation.seq - 1))
+        if operation.seq != last + 1:
+            raise LedgerError(f"user {operation.user_id}: operation {operation.seq} comes after {last}")
+        prefixes[operation.user_id] = first, operation.seq
+    return prefixes
+
+
+def columns(rows: Sequence[tuple[object, ...]], width: int) -> list[str]:
+    """Rows as one array literal per column."""
+    return [array(column) for column in zip(*rows, strict=True)] if rows else ["{}"] * width
+
+
+def status_of(outcome: Outcome) -> str:
+    """The status under which an outcome is stored."""
+    return STATUS[type(outcome)]
+
+
+STATUS = {Applied: "applied", Rejected: "rejected", Canceled: "canceled", Failed: "failed"}
+
+
+def rejection_json(outcome: Outcome) -> str | None:
+    """A rejection as clients will read it; None for other outcomes."""
+    if not isinstance(outcome, Rejected):
+        return None
+    told = {"code": outcome.code, "title": outcome.title, "detail": outcome.detail}
+    return json.dumps(told | dict(outcome.facts))
+
+
+def touched(operation_ids: Iterable[Iterable[str]]) -> set[str]:
+    """The union of several operations' accounts."""
+    return set(chain.from_iterable(operation_ids))

@@ -1,0 +1,98 @@
+"""The nouns of the road: what a client asks for, what is stored, and how it can end. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Type = Literal["deposit", "withdrawal", "transfer"]
+Status = Literal["pending", "applied", "rejected", "canceled", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What a client asks for, validated. Amounts are minor units; ids are UUID strings.
+
+    account_id: which of the user's accounts; None is the default one.
+    to_*: of a transfer, exactly one of them.
+    """
+
+    type: Type
+    user_id: str
+    requested_by: str
+    amount: int
+    account_id: str | None = None
+    to_user_id: str | None = None
+    to_username: str | None = None
+    to_account_id: str | None = None
+    comment: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A pending operation, as the drain reads it."""
+
+    id: str
+    user_id: str
+    seq: int
+    turn: int
+    lane: int
+    type: Type
+    account_id: str
+    counterparty_id: str | None
+    amount: int
+    currency: str
+    cancel_requested: bool
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account as a decision sees it: locked, with all earlier operations applied."""
+
+    id: str
+    currency: str
+    balance: int
+    version: int
+    is_world: bool
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One side of a movement of money: what an account gains, in minor units (or loses, if negative)."""
+
+    account_id: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The operation moves money; the postings sum to zero."""
+
+    postings: tuple[Posting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A lawful no, with the facts that the decision saw."""
+
+    code: str
+    title: str
+    detail: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Canceled:
+    """Its client took it back in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A defect of ours: it moves no money and blocks nobody."""
+
+
+Outcome = Applied | Rejected | Canceled | Failed

@@ -1,0 +1,50 @@
+"""Settings, read once from the environment: strict, frozen, and failing with the variable's name."""
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+
+LANES_MAX = 1024
+SECRET_KEY_BYTES_MIN = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash.
+
+DatabaseUrl = Annotated[str, msgspec.Meta(pattern=r"^postgres(ql)?(\+psycopg2)?://")]
+RedisUrl = Annotated[str, msgspec.Meta(pattern=r"^(redis|rediss|unix|amqps?)://")]
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=366 * 24 * 3600)]
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the message names it and says what to do."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
+    """Every setting with its default; the environment variable is the name in capitals."""
+
+    database_url: DatabaseUrl
+    redis_url: RedisUrl
+    secret_key: str
+    lanes: Annotated[int, msgspec.Meta(ge=1, le=LANES_MAX)] = 16
+    self_deposit: bool = True
+    access_token_seconds: Seconds = 15 * 60
+    refresh_token_seconds: Seconds = 30 * 24 * 3600
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+def load(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings of this process.
+
+    Raises SettingsError where a variable is missing, malformed or unsafe.
+    """
+    names = [field.encode_name for field in msgspec.structs.fields(Settings)]
+    given = {name: environment[name] for name in names if environment.get(name)}
+    try:
+        settings = msgspec.convert(given, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"environment: {error}. See .env.example for every variable.") from None
+    if len(settings.secret_key.encode()) < SECRET_KEY_BYTES_MIN:
+        raise SettingsError(
+            f"environment: SECRET_KEY is shorter than {SECRET_KEY_BYTES_MIN} bytes. "
+            "Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
+        )
+    return settings

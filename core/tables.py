@@ -1,0 +1,262 @@
+"""The schema, with a sentence for each rule that the database itself keeps.
+
+Operators and checkers write SQL against these names. `core/migrations` brings a database here; `make check` holds
+the two together. New columns go at the end of a table, as a migration adds them there.
+
+The hot tables (`operations`, `entries`) carry no foreign keys: each would cost a look-up per row in the drain, every
+row is written by a statement that has just read or locked what it refers to, users and accounts are never deleted,
+and `core/reconcile.py` looks for orphans.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Sequence,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.event import listen
+from sqlalchemy.schema import DDL
+
+metadata = MetaData()
+Id = Uuid(as_uuid=False)  # ids travel as strings; nothing computes with them
+NOW = text("clock_timestamp()")
+
+
+def timestamp(name: str, *, nullable: bool = False) -> Column:
+    """A moment in UTC with microseconds; set by the database's clock unless it may be absent."""
+    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=None if nullable else NOW)
+
+
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    # The fair queue's clock: the turn of the last operation applied on this lane. See core/acceptance.py.
+    Column("turn", BigInteger, nullable=False, server_default="0"),
+    # The row is the lane's lock and is rewritten by every drain: room on the page keeps each rewrite in place.
+    postgresql_with={"fillfactor": 10},
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("username", Text, nullable=False),
+    Column("email", Text),
+    Column("role", Text, nullable=False, server_default="user"),
+    Column("lane", Integer, ForeignKey("lanes.id"), nullable=False),
+    Column("next_seq", BigInteger, nullable=False, server_default="0"),  # how many operations were accepted
+    Column("done_seq", BigInteger, nullable=False, server_default="0"),  # length of the finished prefix
+    Column("turn", BigInteger, nullable=False, server_default="0"),  # the turn of the last accepted operation
+    Column("password_hash", Text),
+    Column("first_name", Text, nullable=False, server_default=""),
+    Column("last_name", Text, nullable=False, server_default=""),
+    Column("bio", Text, nullable=False, server_default=""),
+    timestamp("created_at"),
+    timestamp("disabled_at", nullable=True),
+    # A user's order never runs backwards, and nothing is finished that was not accepted.
+    CheckConstraint("0 <= done_seq AND done_seq <= next_seq", name="users_done_seq_within_accepted"),
+    CheckConstraint("role IN ('user', 'service', 'auditor', 'admin')", name="users_role_known"),
+    # Names and addresses are one user's whatever their capitals.
+    Index("users_username_key", text("lower(username)"), unique=True),
+    Index("users_email_key", text("lower(email)"), unique=True),
+    postgresql_with={"fillfactor": 70},
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    timestamp("created_at"),
+    timestamp("expires_at"),
+    timestamp("ended_at", nullable=True),
+    Index("sessions_user_id", "user_id"),
+)
+
+refresh_tokens = Table(
+    "refresh_tokens",
+    metadata,
+    Column("token_hash", LargeBinary, primary_key=True),  # SHA-256; the token itself is nowhere
+    Column("session_id", Id, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    timestamp("created_at"),
+    timestamp("spent_at", nullable=True),
+    Index("refresh_tokens_session_id", "session_id"),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id")),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False, server_default=""),
+    Column("currency", Text, nullable=False),
+    Column("lane", Integer, ForeignKey("lanes.id")),
+    Column("is_default", Boolean, nullable=False, server_default="false"),
+    Column("main_account_id", Id, ForeignKey("accounts.id")),  # of a hold account: the account it holds for
+    Column("balance", BigInteger, nullable=False, server_default="0"),  # minor units
+    Column("version", BigInteger, nullable=False, server_default="0"),  # how many entries the account has
+    timestamp("created_at"),
+    timestamp("closed_at", nullable=True),
+    # Only the world, where money comes from, may owe.
+    CheckConstraint("balance >= 0 OR kind = 'world'", name="accounts_balance_not_negative"),
+    CheckConstraint("kind IN ('main', 'hold', 'world', 'revenue')", name="accounts_kind_known"),
+    # A user's accounts have an owner and no lane of their own; Kassa's own have a lane and no owner.
+    CheckConstraint(
+        "CASE WHEN kind IN ('main', 'hold') THEN user_id IS NOT NULL AND lane IS NULL"
+        " ELSE user_id IS NULL AND lane IS NOT NULL END",
+        name="accounts_owner_or_lane",
+    ),
+    # Opening an account that is there already finds it.
+    Index(
+        "accounts_user_currency_name_key",
+        "user_id",
+        "currency",
+        "name",
+        unique=True,
+        postgresql_where=text("kind = 'main'"),
+    ),
+    Index("accounts_user_default_key", "user_id", unique=True, postgresql_where=text("is_default")),
+    Index(
+        "accounts_main_account_id_key",
+        "main_account_id",
+        unique=True,
+        postgresql_where=text("main_account_id IS NOT NULL"),
+    ),
+    # One world and one revenue account for each lane and currency, so that lanes do not wait for each other.
+    Index("accounts_kind_lane_currency_key", "kind", "lane", "currency", unique=True),
+    # Balances are rewritten all the time: room on the page keeps each rewrite in place and out of the indexes.
+    postgresql_with={"fillfactor": 50},
+)
+
+operations = Table(
+    "operations",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", Id, nullable=False),  # in whose order it stands
+    Column("requested_by", Id, nullable=False),  # who asked: the user, or a service acting for the user
+    Column("seq", BigInteger, nullable=False),
+    Column("lane", Integer, nullable=False),
+    Column("turn", BigInteger, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default="pending"),
+    Column("account_id", Id, nullable=False),
+    Column("counterparty_id", Id),
+    Column("ref_operation_id", Id),
+    Column("amount", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("comment", Text),
+    Column("metadata", JSONB),
+    Column("idempotency_key", Text),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("request_id", Text),  # of the HTTP request that was accepted; logs carry it through the worker
+    Column("cancel_requested", Boolean, nullable=False, server_default="false"),
+    Column("rejection", JSONB),
+    Column("apply_no", BigInteger),
+    Column("account_version", BigInteger),
+    Column("counterparty_version", BigInteger),
+    timestamp("created_at"),
+    timestamp("finished_at", nullable=True),
+    # A user's operations are numbered in the order of acceptance; two cannot share a place.
+    UniqueConstraint("user_id", "seq", name="operations_user_id_seq_key"),
+    # However often a client retries, one operation. (NULLs do not collide.)
+    UniqueConstraint("user_id", "idempotency_key", name="operations_user_id_idempotency_key_key"),
+    CheckConstraint("amount > 0", name="operations_amount_positive"),
+    CheckConstraint("seq > 0", name="operations_seq_positive"),
+    CheckConstraint(
+        "status IN ('pending', 'applied', 'rejected', 'canceled', 'failed')", name="operations_status_known"
+    ),
+    # A finished operation has its place in the order of application and its moment; a pending one has neither.
+    CheckConstraint(
+        "(status <> 'pending') = (apply_no IS NOT NULL) AND (status <> 'pending') = (finished_at IS NOT NULL)",
+        name="operations_finished_has_apply_no",
+    ),
+    # A rejected operation says why, and no other does.
+    CheckConstraint("(status = 'rejected') = (rejection IS NOT NULL)", name="operations_rejected_has_reason"),
+    # An applied operation points at the entry of its own account.
+    CheckConstraint("(status = 'applied') = (account_version IS NOT NULL)", name="operations_applied_has_entry"),
+    # The queue of record: what a lane still has to do, in order.
+    Index("operations_pending", "lane", "turn", postgresql_where=text("status = 'pending'")),
+    # History, a page at a time: one's own, and what others sent.
+    Index("operations_user_id_created_at", "user_id", "created_at", "id"),
+    Index(
+        "operations_counterparty_id_created_at",
+        "counterparty_id",
+        "created_at",
+        "id",
+        postgresql_where=text("counterparty_id IS NOT NULL"),
+    ),
+    postgresql_with={"fillfactor": 80},
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), nullable=False),
+    Column("operation_id", Id, nullable=False),
+    Column("account_id", Id, nullable=False),
+    Column("account_version", BigInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),  # minor units; what the account gained (or lost, if negative)
+    Column("balance_after", BigInteger, nullable=False),
+    timestamp("created_at"),
+    # The line number within the account: no two lines share one.
+    PrimaryKeyConstraint("account_id", "account_version", name="entries_account_id_account_version_key"),
+    CheckConstraint("amount <> 0", name="entries_amount_not_zero"),
+    CheckConstraint("account_version > 0", name="entries_account_version_positive"),
+    # Nearly free to keep, since operations are applied in about the order in which their ids were made.
+    Index("entries_operation_id", "operation_id", postgresql_using="brin"),
+)
+
+# Finished operations are numbered in the order in which they were applied. A number is drawn only while every account
+# that the operation touches is locked, so of two operations that touch one account the earlier has the smaller number.
+apply_no = Sequence("apply_no", metadata=metadata)
+
+GUARDS = (
+    """
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% on %: %', TG_OP, TG_TABLE_NAME, TG_ARGV[0] USING ERRCODE = 'restrict_violation';
+END $$
+""",
+    """
+CREATE TRIGGER entries_append_only BEFORE UPDATE OR DELETE ON entries
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('entries are append-only')
+""",
+    """
+CREATE TRIGGER entries_not_truncated BEFORE TRUNCATE ON entries
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('entries are append-only')
+""",
+    """
+CREATE TRIGGER operations_finished_for_ever BEFORE UPDATE ON operations
+    FOR EACH ROW WHEN (OLD.status <> 'pending')
+    EXECUTE FUNCTION refuse_change('a finished operation never changes')
+""",
+    """
+CREATE TRIGGER operations_kept_for_ever BEFORE DELETE ON operations
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('operations are kept for ever')
+""",
+    """
+CREATE TRIGGER operations_not_truncated BEFORE TRUNCATE ON operations
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('operations are kept for ever')
+""",
+)
+"""What a constraint cannot say: entries are append-only, operations are kept, a finished one never changes."""
+
+for guard in GUARDS:
+    listen(metadata, "after_create", DDL(guard.replace("%", "%%")))  # type: ignore[no-untyped-call]

@@ -1,0 +1,150 @@
+"""Step 8 of the story: what clients read, each in one statement on the primary, without locks."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from core.db import Prepared
+from core.money import decimal_string
+
+Document = dict[str, Any]
+
+OPERATION_COLUMNS = """
+SELECT o.*, u.username, c.user_id AS counterparty_user_id, cu.username AS counterparty_username,
+       e.balance_after, ce.balance_after AS counterparty_balance_after
+"""
+OPERATION_JOINS = """
+  JOIN users u ON u.id = o.user_id
+  LEFT JOIN accounts c ON c.id = o.counterparty_id
+  LEFT JOIN users cu ON cu.id = c.user_id
+  LEFT JOIN entries e ON e.account_id = o.account_id AND e.account_version = o.account_version
+  LEFT JOIN entries ce ON ce.account_id = o.counterparty_id AND ce.account_version = o.counterparty_version
+"""
+OPERATION = Prepared("operation", ["uuid"], f"{OPERATION_COLUMNS} FROM operations o {OPERATION_JOINS} WHERE o.id = $1")
+OPERATION_BY_KEY = Prepared(
+    "operation_by_key",
+    ["uuid", "text"],
+    f"{OPERATION_COLUMNS} FROM operations o {OPERATION_JOINS} WHERE o.user_id = $1 AND o.idempotency_key = $2",
+)
+ACCOUNT_COLUMNS = """
+SELECT a.id, a.user_id, a.name, a.currency, a.balance, a.version, a.is_default, a.created_at, a.closed_at,
+       coalesce(h.balance, 0) AS held, u.next_seq - u.done_seq AS pending_operations
+  FROM accounts a JOIN users u ON u.id = a.user_id LEFT JOIN accounts h ON h.main_account_id = a.id
+ WHERE a.kind = 'main'
+"""
+ACCOUNT = Prepared("account", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.id = $1")
+DEFAULT_ACCOUNT = Prepared("default_account", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.user_id = $1 AND a.is_default")
+ACCOUNTS = Prepared("accounts", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.user_id = $1 ORDER BY a.created_at, a.id")
+
+
+def find_operation(connection: sa.Connection, operation_id: str) -> sa.Row | None:
+    """The operation's row, whoever it belongs to, or None."""
+    return OPERATION.execute(connection, (operation_id,)).one_or_none()
+
+
+def find_operation_by_key(connection: sa.Connection, user_id: str, key: str) -> sa.Row | None:
+    """The row of the operation that the user's idempotency key stands for, or None."""
+    return OPERATION_BY_KEY.execute(connection, (user_id, key)).one_or_none()
+
+
+def find_account(connection: sa.Connection, account_id: str) -> sa.Row | None:
+    """The row of a user's account, whoever it belongs to, or None; Kassa's own accounts are not found."""
+    return ACCOUNT.execute(connection, (account_id,)).one_or_none()
+
+
+def get_default_account(connection: sa.Connection, user_id: str) -> sa.Row:
+    """The row of the user's default account; every user has one."""
+    return DEFAULT_ACCOUNT.execute(connection, (user_id,)).one()
+
+
+def find_accounts(connection: sa.Connection, user_id: str) -> Sequence[sa.Row]:
+    """The rows of all of the user's accounts, oldest first."""
+    return ACCOUNTS.execute(connection, (user_id,)).all()
+
+
+def may_see_operation(row: sa.Row, user_id: str) -> bool:
+    """Whether a plain user may see it: one's own always, another's once it has paid into one's account."""
+    return row.user_id == user_id or (row.counterparty_user_id == user_id and row.status == "applied")
+
+
+def is_incoming(row: sa.Row, reader_id: str) -> bool:
+    """Whether the reader is the receiver, and not the sender."""
+    return reader_id != row.user_id and reader_id == row.counterparty_user_id
+
+
+def operation(row: sa.Row, *, incoming: bool = False) -> Document:
+    """An operation as its owner sees it, or, if `incoming`, its receiver: with the sender as counterparty, the
+    receiver's own account and balance, and without the sender's metadata.
+    """
+    account_id = row.counterparty_id if incoming else row.account_id
+    return {
+        "id": row.id,
+        "seq": row.seq,
+        "type": row.type,
+        "status": "canceled" if is_taken_back(row) else row.status,
+        "direction": "incoming" if incoming or row.type == "deposit" else "outgoing",
+        "amount": row.amount,
+        "amount_decimal": decimal_string(row.amount, row.currency),
+        "currency": row.currency,
+        "account_id": account_id,
+        "counterparty": sender(row) if incoming else receiver(row),
+        "comment": row.comment,
+        "metadata": {} if incoming else as_json(row.metadata) or {},
+        "created_at": moment(row.created_at),
+        "finished_at": moment(row.finished_at),
+        "rejection": as_json(row.rejection),
+        "balance_after": row.counterparty_balance_after if incoming else row.balance_after,
+        "account_version": row.counterparty_version if incoming else row.account_version,
+        "links": {"self": f"/v1/operations/{row.id}", "account": f"/v1/accounts/{account_id}"},
+    }
+
+
+def is_taken_back(row: sa.Row) -> bool:
+    """Whether a pending operation is certain to end as canceled once its turn comes."""
+    return row.status == "pending" and bool(row.cancel_requested)
+
+
+def sender(row: sa.Row) -> Document:
+    """The paying side, for the receiver."""
+    return {"user_id": row.user_id, "username": row.username, "account_id": row.account_id}
+
+
+def receiver(row: sa.Row) -> Document | None:
+    """The other side, for the payer; None where it is the world."""
+    if row.counterparty_user_id is None:
+        return None
+    return {
+        "user_id": row.counterparty_user_id,
+        "username": row.counterparty_username,
+        "account_id": row.counterparty_id,
+    }
+
+
+def account(row: sa.Row) -> Document:
+    """An account. `pending_operations` counts the user's accepted and unfinished operations, on all accounts."""
+    return {
+        "id": row.id,
+        "user_id": row.user_id,
+        "name": row.name,
+        "currency": row.currency,
+        "balance": row.balance,
+        "balance_decimal": decimal_string(row.balance, row.currency),
+        "held": row.held,
+        "available": row.balance,
+        "version": row.version,
+        "pending_operations": row.pending_operations,
+        "created_at": moment(row.created_at),
+    }
+
+
+def as_json(value: Any) -> Mapping[str, Any] | None:
+    """A jsonb column, which raw statements return as text."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def moment(value: datetime | None) -> str | None:
+    """RFC 3339 in UTC with microseconds."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if value else None

@@ -1,0 +1,49 @@
+"""The Celery application of workers, beat and Flower: `celery --app worker.app worker`."""
+
+import sys
+from typing import Any
+
+import sqlalchemy as sa
+from celery.signals import celeryd_init, setup_logging, worker_process_init
+
+from core import db, lanes, settings, telemetry
+from core.broker import DEFAULT_QUEUE, celery_app
+from core.errors import NotReady
+
+try:
+    configuration = settings.load()
+    engine = db.engine(configuration.database_url, "worker", pool_size=2)
+    with engine.connect() as connection:
+        lane_ids = lanes.all_ids(connection)
+except (settings.SettingsError, sa.exc.DBAPIError) as error:
+    sys.exit(f"kassa worker: {error}")
+
+app = celery_app(configuration.redis_url, lane_ids)
+app.conf.update(
+    include=["worker.tasks"],
+    beat_schedule={
+        "housekeeping": {"task": "housekeeping", "schedule": 3600.0, "options": {"queue": DEFAULT_QUEUE}},
+    },
+)
+app.set_default()
+
+
+@setup_logging.connect
+def configure_logging(**_signal: Any) -> None:
+    """Keep Celery from setting up its own logs: ours are JSON lines."""
+    telemetry.configure(configuration.log_level)
+
+
+@celeryd_init.connect
+def refuse_unsafe_database(**_signal: Any) -> None:
+    """Do not start on a database that could lose what was acknowledged, or has another version's schema."""
+    try:
+        db.require_ready(engine)
+    except NotReady as error:
+        sys.exit(f"kassa worker: {error}")
+
+
+@worker_process_init.connect
+def leave_parents_connections(**_signal: Any) -> None:
+    """After the fork, two processes must not talk over one connection."""
+    engine.dispose(close=False)
