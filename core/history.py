@@ -98,7 +98,7 @@ def statement(user_id: str, query: Query) -> tuple[str, dict[str, Any]]:
         for road, incoming in roads_of(query)
     )
     sql = f"""
-  WITH o AS MATERIALIZED ({roads} ORDER BY {column} {order}, id {order} LIMIT :limit)
+  WITH o AS MATERIALIZED (SELECT * FROM ({roads}) AS roads ORDER BY {column} {order}, id {order} LIMIT :limit)
 {views.OPERATION_COLUMNS} FROM o {views.OPERATION_JOINS} ORDER BY o.{column} {order}, o.id {order}"""
     return sql, parameters
 

@@ -1,0 +1,166 @@
+"""A whole Kassa, every process of the Procfile, watched and restarted; after each test its ledger is reconciled."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from cli.run import checks, wait_until_ready
+from cli.servers import LOOPBACK, free_port
+from cli.stack import Stack, group
+from core import db
+from core.reconcile import violations
+from tests.conftest import TEMPLATE, create_database
+
+SETTLE_SECONDS = 20  # until everything accepted must be finished, whatever a test has broken and mended
+PASSWORD = "correct horse battery"
+
+Answer = httpx.Response
+
+
+class Kassa:
+    """The running system: its addresses, its processes, its database."""
+
+    def __init__(self, stack: Stack, servers: Stack) -> None:
+        self.stack = stack
+        self.servers = servers
+        self.url = f"http://{LOOPBACK}:{stack.environment['PORT']}"
+        self.flower = f"http://{LOOPBACK}:{stack.environment['FLOWER_PORT']}"
+        self.engine = db.engine(stack.environment["DATABASE_URL"], "tests", 4)
+        self.http = httpx.Client(base_url=self.url, timeout=40, limits=httpx.Limits(max_connections=200))
+        self._held: set[str] = set()
+        self._numbers = iter(range(10**9))
+
+    def user(self, deposit: int = 0, name: str = "") -> "User":
+        """A new user, logged in, with some money."""
+        username = name or f"user-{next(self._numbers)}-{os.getpid()}"
+        registered = self.http.post("/v1/auth/register", json={"username": username, "password": PASSWORD})
+        assert registered.status_code == 201, registered.text
+        user = User(self, registered.json())
+        if deposit:
+            assert user.operate(type="deposit", amount=deposit).json()["status"] == "applied"
+        return user
+
+    def process(self, name: str) -> Any:
+        """A process by name, wherever it is kept."""
+        return (self.servers if name in self.servers.processes else self.stack).processes[name]
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to the whole group of a process."""
+        os.killpg(self.process(name).running.pid, number)
+
+    def kill(self, name: str, *, and_keep_down: bool = False) -> None:
+        """kill -9 the whole group of a process; unless kept down it is started again."""
+        process = self.process(name)
+        if and_keep_down:
+            process.restart_at = float("inf")
+        pid = process.running.pid
+        os.killpg(pid, signal.SIGKILL)
+        until(lambda: not group(pid))
+
+    def revive(self, name: str) -> None:
+        """Let a process that was kept down be started again."""
+        self.process(name).restart_at = 0.0
+
+    def pending(self) -> int:
+        """How many operations are accepted and not finished."""
+        with self.engine.connect() as connection:
+            return connection.execute(
+                sa.text("SELECT count(*) FROM operations WHERE status = 'pending'")
+            ).scalar_one()
+
+
+class User:
+    """A logged-in client."""
+
+    def __init__(self, kassa: Kassa, registered: dict[str, Any]) -> None:
+        self.kassa = kassa
+        self.id: str = registered["user"]["id"]
+        self.name: str = registered["user"]["username"]
+        self.account_id: str = registered["account"]["id"]
+        logged_in = kassa.http.post("/v1/auth/login", json={"username": self.name, "password": PASSWORD})
+        self.tokens: dict[str, Any] = logged_in.json()
+        self.headers = {"Authorization": f"Bearer {self.tokens['access_token']}"}
+
+    def get(self, path: str, **headers: str) -> Answer:
+        """GET with the user's token."""
+        return self.kassa.http.get(path, headers=self.headers | headers)
+
+    def post(self, path: str, body: Any, **headers: str) -> Answer:
+        """POST with the user's token."""
+        return self.kassa.http.post(path, json=body, headers=self.headers | headers)
+
+    def operate(self, *, wait: int = 10, key: str = "", **body: Any) -> Answer:
+        """Hand in an operation, and, with `wait`, wait for its outcome."""
+        headers = {"Prefer": f"wait={wait}"} if wait else {}
+        return self.post("/v1/operations", body, **headers, **({"Idempotency-Key": key} if key else {}))
+
+    def balance(self) -> int:
+        """The balance of the default account."""
+        return self.get("/v1/balance").json()["balance"]
+
+
+def until(condition: Callable[[], bool], seconds: float = SETTLE_SECONDS) -> float:
+    """Wait for a state. Returns the seconds that it took; fails if it does not come."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s"
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
+@pytest.fixture(scope="session")
+def running(servers: Stack) -> Iterator[Kassa]:
+    """All processes, for the whole session."""
+    environment = dict(servers.environment)
+    environment |= {
+        "DATABASE_URL": create_database(servers, "kassa_end_to_end", TEMPLATE),
+        "PORT": str(free_port(0)),
+        "FLOWER_PORT": str(free_port(0)),
+        "FLOWER_UNAUTHENTICATED_API": "1",
+        "LANES": "4",
+    }
+    stack = Stack(servers.data_dir, environment)
+    over, mended = threading.Event(), threading.Lock()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            with mended:
+                stack.watch()
+                servers.watch()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    kassa = Kassa(stack, servers)
+    try:
+        stack.start_processes()
+        for name, is_ready in checks(environment, kassa.engine).items():
+            wait_until_ready(stack, name, is_ready)
+        watcher.start()
+        yield kassa
+    finally:
+        over.set()
+        watcher.join()
+        stack.stop()
+        kassa.http.close()
+        kassa.engine.dispose()
+
+
+@pytest.fixture
+def kassa(running: Kassa) -> Iterator[Kassa]:
+    """The running system; when the test is over, all is finished and the ledger reconciles."""
+    yield running
+    until(lambda: running.pending() == 0)
+    assert violations(running.engine) == []
+
+
+@pytest.fixture
+def log_directory(running: Kassa) -> Path:
+    """Where the processes log."""
+    return running.stack.data_dir / "log"
