@@ -79,8 +79,7 @@ def start(stack: Stack) -> None:
     stack.say("starting the processes ...")
     stack.start_processes()
     for name, is_ready in checks(environment, engine).items():
-        if name in stack.processes:
-            wait_until_ready(stack, name, is_ready)
+        wait_until_ready(stack, name, is_ready)
     engine.dispose()
 
 

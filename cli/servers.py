@@ -7,14 +7,18 @@ import secrets
 import shutil
 import socket
 import subprocess
+import time
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 LOOPBACK = "127.0.0.1"
 POSTGRES_PORT = 5432
 REDIS_PORT = 6379
+ORPHANS_SECONDS = 10  # for the children of a killed postmaster to notice, which takes them milliseconds
 ROOTS_REFUGE = Path("/var/lib/kassa")  # where PostgreSQL, which refuses to run as root, can reach its files
 
 
@@ -90,6 +94,7 @@ def postgres(data_dir: Path, port: int = POSTGRES_PORT) -> Server:
     cluster = home / "postgres"
     if not (cluster / "PG_VERSION").exists():
         initialise(cluster, binaries, user, password)
+    forget_dead_postmaster(cluster)
     chosen = free_port(port)
     settings = {
         "listen_addresses": LOOPBACK,
@@ -172,6 +177,37 @@ def initialise(cluster: Path, binaries: Path, user: str | None, password: str) -
     if made.returncode != 0:
         raise CannotStart(f"initdb failed: {made.stderr.strip().splitlines()[-1]}")
     fresh.rename(cluster)
+
+
+def forget_dead_postmaster(cluster: Path) -> None:
+    """Remove the lock file of a postmaster that is a zombie: PostgreSQL takes a zombie for a living one, and in many
+    containers nobody collects them. The last of its children must be gone first.
+    """
+    lock = cluster / "postmaster.pid"
+    if not lock.exists() or not is_zombie(int(lock.read_text().splitlines()[0])):
+        return
+    deadline = time.monotonic() + ORPHANS_SECONDS
+    while any(works_in(process, cluster) for process in psutil.process_iter()):
+        if time.monotonic() > deadline:
+            raise CannotStart(f"processes of a killed PostgreSQL still use {cluster}: stop them, and start again.")
+        time.sleep(0.02)
+    lock.unlink()
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether the process is dead, but not collected."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def works_in(process: psutil.Process, directory: Path) -> bool:
+    """Whether a living process has this working directory."""
+    try:
+        return Path(process.cwd()) == directory.resolve()
+    except psutil.Error:
+        return False
 
 
 def redis(data_dir: Path, port: int = REDIS_PORT) -> Server:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -76,9 +77,8 @@ class Stack:
     data_dir: Path
     environment: dict[str, str]
     say: Callable[[str], None] = print
-    names: tuple[str, ...] | None = None  # of the Procfile's processes; None is all
     processes: dict[str, Process] = field(default_factory=dict)
-    _lock: object = None
+    _lock: IO[str] | None = None
 
     def claim(self) -> None:
         """Take the data directory, and stop what a killed run left behind in it. Raises CannotStart."""
@@ -124,8 +124,7 @@ class Stack:
     def start_processes(self) -> None:
         """Start the processes of the Procfile."""
         for name, command in procfile().items():
-            if self.names is None or name in self.names:
-                self._start(name, ["/bin/sh", "-c", f"exec {command}"])
+            self._start(name, ["/bin/sh", "-c", f"exec {command}"])
 
     def watch(self) -> None:
         """One look: start again what has died."""
@@ -149,6 +148,8 @@ class Stack:
                 process.running.wait()
                 process.running = None
         self._note()
+        if self._lock:
+            self._lock.close()
 
     def _note(self) -> None:
         alive = {process.name: process.running.pid for process in self.processes.values() if process.running}
@@ -193,22 +194,29 @@ def stop_group(pid: int, name: str) -> None:
     members = group(pid)
     if not members:
         return
-    if any(member.pid == pid for member in members):
+    if pid in members:
         os.kill(pid, signal.SIGCONT)
         os.kill(pid, polite)
-        psutil.wait_procs([member for member in members if member.pid == pid], timeout=STOP_SECONDS)
-    if members := group(pid):
+        wait_while(lambda: pid in group(pid))
+    if group(pid):
         os.killpg(pid, signal.SIGKILL)
-        psutil.wait_procs(members, timeout=STOP_SECONDS)
+        wait_while(lambda: bool(group(pid)))
 
 
-def group(pid: int) -> list[psutil.Process]:
-    """The living members of a process group."""
+def wait_while(condition: Callable[[], bool]) -> None:
+    """Wait for STOP_SECONDS at the most."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def group(pid: int) -> list[int]:
+    """The living members of a process group. A zombie is dead, even where nobody collects it."""
     members = []
     for process in psutil.process_iter():
         try:
             if os.getpgid(process.pid) == pid and process.status() != psutil.STATUS_ZOMBIE:
-                members.append(process)
+                members.append(process.pid)
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
     return members

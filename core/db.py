@@ -56,6 +56,7 @@ def engine(
         max_overflow=0,
         pool_timeout=pool_wait_seconds,
         pool_use_lifo=True,
+        hide_parameters=True,  # errors are logged, and parameters may be secret
         connect_args={"application_name": f"kassa-{process}", "options": options, **TCP},
     )
     sa.event.listen(made, "connect", ids_as_strings)
@@ -115,8 +116,8 @@ def migrations() -> Config:
     return config
 
 
-def require_ready(made: sa.Engine) -> None:
-    """Raise NotReady unless the database is durable and has exactly this version's schema."""
+def require_ready(made: sa.Engine, lane_count: int) -> None:
+    """Raise NotReady unless the database is durable, has exactly this version's schema, and as many lanes."""
     with made.connect() as connection:
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             if connection.exec_driver_sql(f"SHOW {setting}").scalar_one() == "off":
@@ -125,9 +126,11 @@ def require_ready(made: sa.Engine) -> None:
                     f"set {setting}=on and start again."
                 )
         found = MigrationContext.configure(connection).get_current_revision()
-    wanted = ScriptDirectory.from_config(migrations()).get_current_head()
-    if found != wanted:
-        raise NotReady(f"the database has schema {found}, this version needs {wanted}: run ./kassa migrate.")
+        wanted = ScriptDirectory.from_config(migrations()).get_current_head()
+        if found != wanted:
+            raise NotReady(f"the database has schema {found}, this version needs {wanted}: run ./kassa migrate.")
+        if connection.exec_driver_sql("SELECT count(*) FROM lanes").scalar_one() < lane_count:
+            raise NotReady(f"the database has fewer lanes than LANES={lane_count}: run ./kassa migrate.")
 
 
 def is_connection_lost(error: BaseException) -> bool:

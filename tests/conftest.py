@@ -25,7 +25,7 @@ def servers() -> Iterator[Stack]:
     """A fresh PostgreSQL and a fresh Redis, private to this run."""
     data_dir = Path(os.environ.get("TEST_DATA_DIR") or ROOT / ".data" / "test")
     environment = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
-    stack = Stack(data_dir, environment, names=())
+    stack = Stack(data_dir, environment)
     stack.claim()
     shutil.rmtree((stack.data_dir / "postgres").resolve(), ignore_errors=True)
     for old in itertools.chain((stack.data_dir / "log").glob("*.log"), stack.data_dir.glob("beat.schedule*")):

@@ -38,7 +38,7 @@ def configure_logging(**_signal: Any) -> None:
 def refuse_unsafe_database(**_signal: Any) -> None:
     """Do not start on a database that could lose what was acknowledged, or has another version's schema."""
     try:
-        db.require_ready(engine)
+        db.require_ready(engine, configuration.lanes)
     except NotReady as error:
         sys.exit(f"kassa worker: {error}")
 

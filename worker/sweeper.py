@@ -46,7 +46,7 @@ def main() -> None:
         configuration = settings.load()
         telemetry.configure(configuration.log_level)
         engine = db.engine(configuration.database_url, "sweeper", pool_size=1)
-        db.require_ready(engine)
+        db.require_ready(engine, configuration.lanes)
     except (settings.SettingsError, NotReady, sa.exc.DBAPIError) as error:
         sys.exit(f"kassa sweeper: {error}")
     signal.signal(signal.SIGTERM, stop)

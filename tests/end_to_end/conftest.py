@@ -17,7 +17,7 @@ from cli.servers import LOOPBACK, free_port
 from cli.stack import Stack, group
 from core import db
 from core.reconcile import violations
-from tests.conftest import TEMPLATE, create_database
+from tests.conftest import LANES, TEMPLATE, create_database
 
 SETTLE_SECONDS = 20  # until everything accepted must be finished, whatever a test has broken and mended
 PASSWORD = "correct horse battery"
@@ -28,14 +28,12 @@ Answer = httpx.Response
 class Kassa:
     """The running system: its addresses, its processes, its database."""
 
-    def __init__(self, stack: Stack, servers: Stack) -> None:
+    def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self.servers = servers
         self.url = f"http://{LOOPBACK}:{stack.environment['PORT']}"
         self.flower = f"http://{LOOPBACK}:{stack.environment['FLOWER_PORT']}"
         self.engine = db.engine(stack.environment["DATABASE_URL"], "tests", 4)
         self.http = httpx.Client(base_url=self.url, timeout=40, limits=httpx.Limits(max_connections=200))
-        self._held: set[str] = set()
         self._numbers = iter(range(10**9))
 
     def user(self, deposit: int = 0, name: str = "") -> "User":
@@ -48,17 +46,13 @@ class Kassa:
             assert user.operate(type="deposit", amount=deposit).json()["status"] == "applied"
         return user
 
-    def process(self, name: str) -> Any:
-        """A process by name, wherever it is kept."""
-        return (self.servers if name in self.servers.processes else self.stack).processes[name]
-
     def signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to the whole group of a process."""
-        os.killpg(self.process(name).running.pid, number)
+        os.killpg(self.stack.processes[name].running.pid, number)
 
     def kill(self, name: str, *, and_keep_down: bool = False) -> None:
         """kill -9 the whole group of a process; unless kept down it is started again."""
-        process = self.process(name)
+        process = self.stack.processes[name]
         if and_keep_down:
             process.restart_at = float("inf")
         pid = process.running.pid
@@ -67,14 +61,12 @@ class Kassa:
 
     def revive(self, name: str) -> None:
         """Let a process that was kept down be started again."""
-        self.process(name).restart_at = 0.0
+        self.stack.processes[name].restart_at = 0.0
 
     def pending(self) -> int:
         """How many operations are accepted and not finished."""
         with self.engine.connect() as connection:
-            return connection.execute(
-                sa.text("SELECT count(*) FROM operations WHERE status = 'pending'")
-            ).scalar_one()
+            return connection.execute(sa.text("SELECT count(*) FROM operations WHERE status = 'pending'")).scalar_one()
 
 
 class User:
@@ -119,35 +111,30 @@ def until(condition: Callable[[], bool], seconds: float = SETTLE_SECONDS) -> flo
 @pytest.fixture(scope="session")
 def running(servers: Stack) -> Iterator[Kassa]:
     """All processes, for the whole session."""
-    environment = dict(servers.environment)
-    environment |= {
+    servers.environment |= {
         "DATABASE_URL": create_database(servers, "kassa_end_to_end", TEMPLATE),
         "PORT": str(free_port(0)),
         "FLOWER_PORT": str(free_port(0)),
+        "LANES": str(LANES),
         "FLOWER_UNAUTHENTICATED_API": "1",
-        "LANES": "4",
     }
-    stack = Stack(servers.data_dir, environment)
-    over, mended = threading.Event(), threading.Lock()
+    over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.05):
-            with mended:
-                stack.watch()
-                servers.watch()
+            servers.watch()
 
     watcher = threading.Thread(target=watch, daemon=True)
-    kassa = Kassa(stack, servers)
+    kassa = Kassa(servers)
     try:
-        stack.start_processes()
-        for name, is_ready in checks(environment, kassa.engine).items():
-            wait_until_ready(stack, name, is_ready)
+        servers.start_processes()
+        for name, is_ready in checks(servers.environment, kassa.engine).items():
+            wait_until_ready(servers, name, is_ready)
         watcher.start()
         yield kassa
     finally:
         over.set()
         watcher.join()
-        stack.stop()
         kassa.http.close()
         kassa.engine.dispose()
 
