@@ -28,6 +28,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     self_deposit: bool = True
     access_token_seconds: Seconds = 15 * 60
     refresh_token_seconds: Seconds = 30 * 24 * 3600
+    smtp_url: Annotated[str, msgspec.Meta(pattern=r"^smtps?://")] | None = None  # without it mail goes to DATA_DIR/mail
+    mail_from: str = "kassa@localhost"
+    rates_url: Annotated[str, msgspec.Meta(pattern=r"^https?://")] = "https://www.cbr.ru/scripts/XML_daily.asp"
+    behind_proxy: bool = False  # whether X-Real-IP is set by a proxy of ours, and can be believed
+    data_dir: str = ".data"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 

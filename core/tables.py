@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     ForeignKey,
     Identity,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     PrimaryKeyConstraint,
     Sequence,
     Table,
@@ -173,6 +175,12 @@ operations = Table(
     Column("counterparty_version", BigInteger),
     timestamp("created_at"),
     timestamp("finished_at", nullable=True),
+    # Of a purchase: what was bought, and the price and rate in force when it was accepted.
+    Column("service_id", Id),
+    Column("price", BigInteger),  # minor units of price_currency
+    Column("price_currency", Text),
+    Column("rate", Numeric),  # units of the account's currency for one of the price's; NULL where they are the same
+    Column("rate_date", Date),
     # A user's operations are numbered in the order of acceptance; two cannot share a place.
     UniqueConstraint("user_id", "seq", name="operations_user_id_seq_key"),
     # However often a client retries, one operation. (NULLs do not collide.)
@@ -189,6 +197,12 @@ operations = Table(
     ),
     # A rejected operation says why, and no other does.
     CheckConstraint("(status = 'rejected') = (rejection IS NOT NULL)", name="operations_rejected_has_reason"),
+    # A purchase says what was bought and for how much, and no other does.
+    CheckConstraint(
+        "(type = 'purchase') = (service_id IS NOT NULL) AND (type = 'purchase') = (price IS NOT NULL)"
+        " AND (type = 'purchase') = (price_currency IS NOT NULL)",
+        name="operations_purchase_has_service",
+    ),
     # An applied operation points at the entry of its own account.
     CheckConstraint("(status = 'applied') = (account_version IS NOT NULL)", name="operations_applied_has_entry"),
     # The queue of record: what a lane still has to do, in order.
@@ -221,6 +235,64 @@ entries = Table(
     CheckConstraint("account_version > 0", name="entries_account_version_positive"),
     # Nearly free to keep, since operations are applied in about the order in which their ids were made.
     Index("entries_operation_id", "operation_id", postgresql_using="brin"),
+)
+
+services = Table(
+    "services",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("price", BigInteger, nullable=False),  # minor units
+    Column("currency", Text, nullable=False),
+    Column("active", Boolean, nullable=False, server_default="true"),
+    timestamp("created_at"),
+    CheckConstraint("price > 0", name="services_price_positive"),
+)
+
+purchases = Table(
+    "purchases",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("service_id", Id, ForeignKey("services.id"), nullable=False),
+    Column("operation_id", Id, nullable=False),
+    timestamp("created_at"),
+    # Nobody buys the same service twice.
+    PrimaryKeyConstraint("user_id", "service_id", name="purchases_user_id_service_id_key"),
+)
+
+rates = Table(
+    "rates",
+    metadata,
+    Column("currency", Text, nullable=False),
+    Column("rate_date", Date, nullable=False),
+    Column("rubles", Numeric, nullable=False),  # for one unit of the currency, exactly as published
+    Column("source", Text, nullable=False),
+    timestamp("loaded_at"),
+    PrimaryKeyConstraint("currency", "rate_date", name="rates_currency_rate_date_key"),
+    CheckConstraint("rubles > 0", name="rates_rubles_positive"),
+)
+
+email_codes = Table(
+    "email_codes",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("email", Text, nullable=False),
+    Column("code_hash", LargeBinary),  # NULL until the worker has made the code and is mailing it
+    Column("wrong_tries", Integer, nullable=False, server_default="0"),
+    timestamp("created_at"),
+    timestamp("expires_at"),
+    timestamp("spent_at", nullable=True),
+    Index("email_codes_email", text("lower(email)"), "created_at"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    # What is counted and for whom, such as "login/account/alice" or "login/address/192.0.2.1".
+    Column("key", Text, primary_key=True),
+    Column("count", Integer, nullable=False),
+    timestamp("window_ends_at"),
 )
 
 # Finished operations are numbered in the order in which they were applied. A number is drawn only while every account
