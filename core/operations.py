@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Type = Literal["deposit", "withdrawal", "transfer"]
+Type = Literal["deposit", "withdrawal", "transfer", "purchase"]
 Status = Literal["pending", "applied", "rejected", "canceled", "failed"]
 
 
