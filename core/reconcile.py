@@ -37,6 +37,19 @@ TRUTHS = {
         SELECT o.id, count(e.operation_id) AS entries
           FROM operations o LEFT JOIN entries e ON e.operation_id = o.id
          WHERE o.status = 'applied' GROUP BY o.id HAVING count(e.operation_id) <> 2""",
+    "money_goes_where_the_type_says": """
+        SELECT o.id, o.type, e.account_id, a.kind FROM operations o
+          JOIN entries e ON e.operation_id = o.id AND e.account_id <> o.account_id
+          JOIN accounts a ON a.id = e.account_id
+         WHERE CASE o.type WHEN 'transfer' THEN a.id IS DISTINCT FROM o.counterparty_id
+                           WHEN 'purchase' THEN a.kind <> 'revenue' OR a.lane <> o.lane
+                           ELSE a.kind <> 'world' OR a.lane <> o.lane END""",
+    "purchases_are_applied_once": """
+        SELECT p.user_id, p.service_id, p.operation_id, o.id, o.status
+          FROM (SELECT * FROM operations WHERE type = 'purchase' AND status = 'applied') AS o
+          FULL JOIN purchases p
+            ON p.operation_id = o.id AND p.user_id = o.user_id AND p.service_id = o.service_id
+         WHERE o.id IS NULL OR p.operation_id IS NULL""",
     "balance_is_sum_of_entries": """
         SELECT a.id, a.balance, coalesce(sum(e.amount), 0) AS sum
           FROM accounts a LEFT JOIN entries e ON e.account_id = a.id

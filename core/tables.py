@@ -259,6 +259,7 @@ purchases = Table(
     timestamp("created_at"),
     # Nobody buys the same service twice.
     PrimaryKeyConstraint("user_id", "service_id", name="purchases_user_id_service_id_key"),
+    Index("purchases_created_at", "created_at"),
 )
 
 rates = Table(
@@ -326,6 +327,22 @@ CREATE TRIGGER operations_kept_for_ever BEFORE DELETE ON operations
     """
 CREATE TRIGGER operations_not_truncated BEFORE TRUNCATE ON operations
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('operations are kept for ever')
+""",
+    """
+CREATE TRIGGER users_kept_for_ever BEFORE DELETE ON users
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('users are kept for ever')
+""",
+    """
+CREATE TRIGGER users_not_truncated BEFORE TRUNCATE ON users
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('users are kept for ever')
+""",
+    """
+CREATE TRIGGER accounts_kept_for_ever BEFORE DELETE ON accounts
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('accounts are kept for ever')
+""",
+    """
+CREATE TRIGGER accounts_not_truncated BEFORE TRUNCATE ON accounts
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('accounts are kept for ever')
 """,
 )
 """What a constraint cannot say: entries are append-only, operations are kept, a finished one never changes."""

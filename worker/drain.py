@@ -1,7 +1,7 @@
 """Steps 5 and 6 of the story: apply what a lane has pending, batch after batch, each in one locked transaction.
 
 A decision that raises fails its own operation. A batch that cannot be written for a reason of ours (a broken
-constraint, say) is taken again in halves, until the one operation at fault stands alone and is marked as failed.
+constraint, say) is taken again in ever smaller parts, until the operation at fault stands alone, and is marked failed.
 A fault of the world (database gone, deadlock, lock timeout) undoes the batch and is raised; the lane is tried again.
 """
 
@@ -14,14 +14,16 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from core import lanes, ledger, rules
+from core import lanes, ledger, rules, services
 from core.lanes import LANE_BATCH_OPERATIONS_MAX
-from core.operations import Account, Applied, Failed, Operation, Outcome
+from core.operations import Account, Applied, Failed, Operation, Outcome, Shelf
 
 SLICE_SECONDS = 1.0  # then the lane's bell is rung again, and other lanes have their turn
+NARROWING = 8  # a batch that cannot be written is tried again this many times smaller: 500, 62, 7, 1
 LOGGED_OPERATIONS_MAX = 20  # of a batch; the rest is counted
 
-Decide = Callable[[Operation, Mapping[str, Account]], Outcome]
+Decide = Callable[[Operation, Mapping[str, Account], Shelf], Outcome]
+Decided = tuple[Operation, Outcome, dict[str, int]]  # with the version that each account of it got
 log = structlog.get_logger("kassa.drain")
 
 
@@ -33,23 +35,31 @@ class Drained:
     remaining: bool = False
 
 
+class Unwritable(Exception):
+    """A batch could not be written for a reason of ours; `operation_ids` are those that it held."""
+
+    def __init__(self, operation_ids: list[str]) -> None:
+        super().__init__(f"{len(operation_ids)} operations")
+        self.operation_ids = operation_ids
+
+
 def drain(engine: sa.Engine, lane: int, *, wait: bool = True, seconds: float = SLICE_SECONDS) -> Drained:
     """Apply the lane's pending operations until none is left or the time is over.
 
     wait: whether to wait where somebody else holds the lane's lock, rather than leave the lane to them.
     """
     done, limit, deadline = Drained(), LANE_BATCH_OPERATIONS_MAX, time.monotonic() + seconds
+    decide: Decide = rules.decide
     while True:
         try:
-            counts = drain_batch(engine, lane, limit, wait=wait)
-        except (DBAPIError, ledger.LedgerError) as error:
-            if isinstance(error, OperationalError):
-                raise
-            log.exception("batch_not_written", lane=lane, limit=limit)
-            counts = drain_batch(engine, lane, 1, wait=wait, decide=give_up) if limit == 1 else Counter()
-            full, limit = True, max(1, limit // 2)
+            counts = drain_batch(engine, lane, limit, wait=wait, decide=decide)
+        except Unwritable as error:
+            log.exception("batch_not_written", lane=lane, operations=len(error.operation_ids))
+            counts, full, limit = Counter(), True, max(1, len(error.operation_ids) // NARROWING)
+            decide = failing(error.operation_ids[0]) if len(error.operation_ids) == 1 else rules.decide
         else:
-            full, limit = counts.total() == limit, min(limit * 2, LANE_BATCH_OPERATIONS_MAX)
+            full, limit = counts.total() == limit, min(limit * NARROWING, LANE_BATCH_OPERATIONS_MAX)
+            decide = rules.decide
         done.counts += counts
         done.remaining = full
         if not full or time.monotonic() > deadline:
@@ -57,34 +67,60 @@ def drain(engine: sa.Engine, lane: int, *, wait: bool = True, seconds: float = S
 
 
 def drain_batch(engine: sa.Engine, lane: int, limit: int, *, wait: bool, decide: Decide = rules.decide) -> Counter[str]:
-    """The drain itself, one locked transaction. Returns how many operations ended in which status."""
-    with engine.begin() as connection:
-        if not lanes.lock(connection, lane, wait=wait):
-            return Counter()
-        operations = lanes.next_pending(connection, lane, limit)
+    """The drain itself, one locked transaction. Returns how many operations ended in which status.
+
+    Raises Unwritable where the batch is at fault; OperationalError where the world is. Nothing was written then.
+    """
+    operations: list[Operation] = []
+    try:
+        with engine.begin() as connection:
+            if not lanes.lock(connection, lane, wait=wait):
+                return Counter()
+            operations = lanes.next_pending(connection, lane, limit)
+            if not operations:
+                return Counter()
+            decided = apply(connection, lane, operations, decide)
+    except OperationalError:
+        raise
+    except (DBAPIError, ledger.LedgerError) as error:
         if not operations:
-            return Counter()
-        books = ledger.lock(connection, ledger.touched(map(rules.accounts_touched, operations)))
-        decided = [(operation, *settle(operation, books, decide)) for operation in operations]
-        ledger.write(connection, lane, books, decided)
-    report(lane, [(operation, ledger.status_of(outcome)) for operation, outcome, _ in decided])
-    return Counter(ledger.status_of(outcome) for _, outcome, _ in decided)
+            raise
+        raise Unwritable([operation.id for operation in operations]) from error
+    finished = [(operation, ledger.status_of(outcome)) for operation, outcome, _ in decided]
+    report(lane, finished)
+    return Counter(status for _, status in finished)
 
 
-def settle(operation: Operation, books: ledger.Books, decide: Decide) -> tuple[Outcome, dict[str, int]]:
+def apply(connection: sa.Connection, lane: int, operations: list[Operation], decide: Decide) -> list[Decided]:
+    """Lock all accounts of the batch, decide each operation on what its predecessors left, write everything."""
+    books = ledger.lock(connection, ledger.touched(map(rules.accounts_touched, operations)))
+    shelf = services.shelf(connection, operations)
+    decided = [(operation, *settle(operation, books, shelf, decide)) for operation in operations]
+    ledger.write(connection, lane, books, decided)
+    services.record_purchases(connection, [(operation, outcome) for operation, outcome, _ in decided])
+    return decided
+
+
+def settle(operation: Operation, books: ledger.Books, shelf: Shelf, decide: Decide) -> tuple[Outcome, dict[str, int]]:
     """Decide one operation and post what it moves. A defect becomes Failed: it moves nothing and blocks nobody."""
     try:
-        outcome = decide(operation, books.accounts)
+        outcome = decide(operation, books.accounts, shelf)
         versions = books.post(operation.id, outcome.postings) if isinstance(outcome, Applied) else {}
+        if isinstance(outcome, Applied) and operation.service_id:
+            shelf.bought.add((operation.user_id, operation.service_id))
     except Exception:
         log.exception("operation_failed", operation=operation.id, user=operation.user_id, lane=operation.lane)
         return Failed(), {}
     return outcome, versions
 
 
-def give_up(_operation: Operation, _accounts: Mapping[str, Account]) -> Outcome:
-    """The decision for an operation whose outcome could not be written."""
-    return Failed()
+def failing(operation_id: str) -> Decide:
+    """The rules, but for the one operation whose outcome could not be written: it becomes Failed."""
+
+    def decide(operation: Operation, accounts: Mapping[str, Account], shelf: Shelf) -> Outcome:
+        return Failed() if operation.id == operation_id else rules.decide(operation, accounts, shelf)
+
+    return decide
 
 
 def report(lane: int, finished: list[tuple[Operation, str]]) -> None:

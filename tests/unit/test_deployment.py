@@ -212,7 +212,7 @@ def test_an_image_installs_the_pinned_requirements_alone(dockerfile: str):
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
 def test_an_image_holds_the_code_and_nothing_else(dockerfile: str):
     copied = {source for line in arguments(dockerfile, "COPY") for source in line.split()[:-1]}
-    assert copied <= {"requirements.txt", "kassa", "Procfile", "api/", "core/", "cli/", "worker/"}
+    assert copied <= {"requirements.txt", "kassa", "Procfile", "admin/", "api/", "core/", "cli/", "worker/"}
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored, "everything stays out but what is named"
     assert {f"!{source}" for source in copied} <= set(ignored)
@@ -231,7 +231,7 @@ def test_env_example_names_every_variable_with_a_comment():
     in_procfile = {match["name"] or match["bare"] for line in procfile().values() for match in VARIABLE.finditer(line)}
     read_directly = {
         name
-        for folder in ("api", "cli", "core", "worker")
+        for folder in ("admin", "api", "cli", "core", "worker")
         for path in (ROOT / folder).rglob("*.py")
         for name in re.findall(r"environ(?:\.get\(|\[)[\"']([A-Z_]+)[\"']", path.read_text())
         if name != "PROMETHEUS_MULTIPROC_DIR"  # made by api/gunicorn.conf.py

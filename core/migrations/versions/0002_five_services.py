@@ -38,6 +38,8 @@ CREATE TABLE purchases (
     FOREIGN KEY(service_id) REFERENCES services (id)
 );
 
+CREATE INDEX purchases_created_at ON purchases (created_at);
+
 CREATE TABLE rates (
     currency TEXT NOT NULL,
     rate_date DATE NOT NULL,
@@ -67,6 +69,18 @@ CREATE TABLE attempts (
     window_ends_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
     PRIMARY KEY (key)
 );
+
+CREATE TRIGGER users_kept_for_ever BEFORE DELETE ON users
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('users are kept for ever');
+
+CREATE TRIGGER users_not_truncated BEFORE TRUNCATE ON users
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('users are kept for ever');
+
+CREATE TRIGGER accounts_kept_for_ever BEFORE DELETE ON accounts
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('accounts are kept for ever');
+
+CREATE TRIGGER accounts_not_truncated BEFORE TRUNCATE ON accounts
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('accounts are kept for ever');
 """
 
 

@@ -1,0 +1,137 @@
+"""The migrations make the schema that `core/tables.py` describes, once, in one line of history, and keep the lanes."""
+
+import itertools
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+import sqlalchemy as sa
+from alembic.script import ScriptDirectory
+
+from cli.migrate import migrate
+from cli.servers import postgres_binaries
+from cli.stack import Stack
+from core import db, lanes
+from core.tables import metadata
+from tests.conftest import create_database
+from tests.integration.conftest import aside
+
+numbers = itertools.count(1)
+
+Create = Callable[[], sa.Engine]
+
+
+@pytest.fixture
+def blank(servers: Stack) -> Iterator[Create]:
+    """Makes databases without anything in them."""
+    engines: list[sa.Engine] = []
+
+    def create() -> sa.Engine:
+        url = create_database(servers, f"test_migrations_{next(numbers)}")
+        engines.append(db.engine(url, "tests", 3))
+        return engines[-1]
+
+    yield create
+    for engine in engines:
+        engine.dispose()
+
+
+def schema_of(engine: sa.Engine) -> list[tuple[str, ...]]:
+    """The statements of a dump, each as its sorted lines: the order of columns says nothing."""
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    command = [postgres_binaries() / "pg_dump", "--schema-only", "--no-owner", "--exclude-table=alembic_version"]
+    dump = subprocess.run([*command, f"--dbname={url}"], check=True, capture_output=True, text=True).stdout
+    statements = []
+    for statement in dump.split(";\n\n"):
+        lines = [line.strip().rstrip(",") for line in statement.splitlines()]
+        meant = [line for line in lines if line and not line.startswith(("--", "\\restrict", "\\unrestrict"))]
+        if meant:
+            statements.append(tuple(sorted(meant)))
+    return sorted(statements)
+
+
+def lane_ids(engine: sa.Engine) -> list[int]:
+    """The lanes that are there."""
+    with engine.connect() as connection:
+        return lanes.all_ids(connection)
+
+
+def test_the_migrations_make_the_schema_of_the_tables(blank: Create):
+    migrated, described = blank(), blank()
+    migrate(migrated, 1)
+    metadata.create_all(described)
+    found, wanted = schema_of(migrated), schema_of(described)
+    assert sum("CREATE TABLE" in str(statement) for statement in found) == len(metadata.tables)
+    assert found == wanted
+
+
+def test_the_comparison_notices_what_differs(blank: Create):
+    engine = blank()
+    metadata.create_all(engine)
+    before = schema_of(engine)
+    assert schema_of(engine) == before, "a dump is repeatable"
+    for change in (
+        "ALTER TABLE users ALTER COLUMN bio DROP DEFAULT",
+        "ALTER TABLE operations DROP CONSTRAINT operations_amount_positive",
+        "ALTER TABLE entries DISABLE TRIGGER entries_append_only",
+        "DROP INDEX operations_pending",
+        "ALTER TABLE lanes RESET (fillfactor)",
+    ):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(change)
+        after = schema_of(engine)
+        assert after != before, change
+        before = after
+
+
+def test_history_is_one_line_with_one_head():
+    history = ScriptDirectory.from_config(db.migrations())
+    assert len(history.get_heads()) == 1
+    assert len(history.get_bases()) == 1
+    revisions = list(history.walk_revisions())
+    for newer, older in itertools.pairwise(revisions):
+        assert newer.down_revision == older.revision, "a migration follows one other"
+        assert not older.is_branch_point
+    assert revisions[-1].down_revision is None
+
+
+def test_migrating_again_changes_nothing(blank: Create):
+    engine = blank()
+    migrate(engine, 4)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE lanes SET turn = 7 WHERE id = 2")
+    before = schema_of(engine)
+    migrate(engine, 4)
+    assert schema_of(engine) == before
+    db.require_ready(engine, 4)
+    with engine.connect() as connection:
+        turns = connection.exec_driver_sql("SELECT turn FROM lanes ORDER BY id").scalars().all()
+    assert turns == [0, 0, 7, 0]
+
+
+def test_two_at_once_migrate_once(blank: Create):
+    engine = blank()
+    both = [aside(lambda: migrate(engine, 2)) for _ in range(2)]
+    for one in both:
+        one.result(10)
+    assert lane_ids(engine) == [0, 1]
+    db.require_ready(engine, 2)
+
+
+def test_a_migration_that_breaks_leaves_nothing_behind(blank: Create):
+    engine = blank()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE refresh_tokens ()")  # in the way, near the end
+    with pytest.raises(sa.exc.ProgrammingError, match="refresh_tokens"):
+        migrate(engine, 2)
+    assert sa.inspect(engine).get_table_names() == ["refresh_tokens"]
+
+
+def test_lanes_only_grow(blank: Create):
+    engine = blank()
+    migrate(engine, 4)
+    assert lane_ids(engine) == [0, 1, 2, 3]
+    migrate(engine, 6)
+    assert lane_ids(engine) == [0, 1, 2, 3, 4, 5]
+    migrate(engine, 2)
+    assert lane_ids(engine) == [0, 1, 2, 3, 4, 5], "users keep their lane for life"
