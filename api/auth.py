@@ -1,4 +1,4 @@
-"""Registration, login, refresh, logout; and who may call what."""
+"""Registration, passwords, sessions; and who may call what."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -10,9 +10,10 @@ import structlog
 from api.dependencies import Dependencies
 from api.requests import read_json
 from api.responses import send
-from api.schemas import Credentials, RefreshToken, Registration
-from core import identity, views
+from api.schemas import Credentials, NewPassword, RefreshToken, Registration
+from core import identity, passwords, sessions, views
 from core.errors import Refusal
+from core.settings import Settings
 
 EVERYONE = ("user", "service", "auditor", "admin")
 
@@ -51,6 +52,12 @@ def authenticate(dependencies: Dependencies, request: falcon.Request) -> identit
     return caller
 
 
+def client_address(settings: Settings, request: falcon.Request) -> str:
+    """The IP address of the client, by which tries are counted: a header is believed only from a proxy of ours."""
+    named = request.get_header("X-Real-IP") if settings.behind_proxy else None
+    return named or request.remote_addr
+
+
 class Auth:
     """`/v1/auth/...`"""
 
@@ -60,9 +67,10 @@ class Auth:
     def on_post_register(self, request: falcon.Request, response: falcon.Response) -> None:
         """Make a user with a default account."""
         asked: Registration = read_json(request, Registration)
+        password_hash = passwords.hash_password(asked.password)
         with self.dependencies.engine.begin() as connection:
-            user_id = identity.register(
-                connection, self.dependencies.settings, asked.username, asked.password, asked.email
+            user_id = identity.insert_user(
+                connection, self.dependencies.settings, asked.username, asked.email, password_hash
             )
             document = {
                 "user": identity.user_document(identity.get_user(connection, user_id)),
@@ -73,15 +81,17 @@ class Auth:
     def on_post_login(self, request: falcon.Request, response: falcon.Response) -> None:
         """Exchange a password for a session's tokens."""
         asked: Credentials = read_json(request, Credentials)
-        with self.dependencies.engine.begin() as connection:
-            tokens = identity.log_in(connection, self.dependencies.settings, asked.username, asked.password)
+        address = client_address(self.dependencies.settings, request)
+        tokens = identity.log_in(
+            self.dependencies.engine, self.dependencies.settings, asked.username, asked.password, address
+        )
         send_secret(response, tokens)
 
     def on_post_refresh(self, request: falcon.Request, response: falcon.Response) -> None:
         """Exchange a refresh token for the session's next tokens."""
         asked: RefreshToken = read_json(request, RefreshToken)
         with self.dependencies.engine.begin() as connection:
-            tokens = identity.refresh(connection, self.dependencies.settings, asked.refresh_token)
+            tokens = sessions.refresh(connection, self.dependencies.settings, asked.refresh_token)
         if tokens is None:
             raise Refusal("invalid_refresh_token", "The refresh token is unknown, spent or expired: log in again.")
         send_secret(response, tokens)
@@ -90,7 +100,24 @@ class Auth:
     def on_post_logout(self, request: falcon.Request, response: falcon.Response) -> None:
         """End the session; its tokens are refused from now on."""
         with self.dependencies.reader.connect() as connection:
-            identity.end_session(connection, request.context.caller.session_id)
+            sessions.end(connection, request.context.caller.session_id)
+        response.status = falcon.HTTP_204
+
+    @allowed(*EVERYONE)
+    def on_post_logout_everywhere(self, request: falcon.Request, response: falcon.Response) -> None:
+        """End all sessions of the caller, this one, too."""
+        with self.dependencies.reader.connect() as connection:
+            sessions.end_all(connection, request.context.caller.id)
+        response.status = falcon.HTTP_204
+
+    @allowed(*EVERYONE)
+    def on_post_password(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Change the password, and end all other sessions."""
+        asked: NewPassword = read_json(request, NewPassword)
+        address = client_address(self.dependencies.settings, request)
+        identity.change_password(
+            self.dependencies.engine, request.context.caller, asked.current_password, asked.new_password, address
+        )
         response.status = falcon.HTTP_204
 
 

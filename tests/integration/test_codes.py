@@ -1,0 +1,202 @@
+"""E-mail codes and their mail: made once, mailed once, known to nobody but the mailbox."""
+
+import logging
+from collections.abc import Iterator
+from email import message_from_bytes
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cli.servers import LOOPBACK, free_port
+from core import codes
+from core.attempts import MAILS_PER_ADDRESS_MAX, MAILS_PER_EMAIL_MAX
+from core.errors import Refusal
+from core.settings import Settings
+from tests.integration.conftest import Bank
+from tests.integration.test_identity import SETTINGS, caller_of, outcome
+from tests.mailbox import Mailbox, code_in
+from worker import mail
+
+EMAIL, ADDRESS = "ada@example.com", "192.0.2.1"
+
+
+@pytest.fixture
+def mailbox() -> Iterator[Mailbox]:
+    with Mailbox() as made:
+        yield made
+
+
+@pytest.fixture
+def settings(mailbox: Mailbox, tmp_path: Path) -> Settings:
+    """Settings with a mail server, and a data directory of the test's own."""
+    return msgspec.structs.replace(SETTINGS, smtp_url=mailbox.url, data_dir=str(tmp_path))
+
+
+def ask(bank: Bank, email: str = EMAIL, address: str = ADDRESS) -> str | None:
+    with bank.autocommit.connect() as connection:
+        return codes.ask(connection, email, address)
+
+
+def ask_and_mail(bank: Bank, settings: Settings, email: str = EMAIL) -> None:
+    """Ask for a code, and have it mailed."""
+    code_id = ask(bank, email)
+    assert code_id is not None
+    assert mail.mail_code(bank.engine, settings, code_id)
+
+
+def confirm(bank: Bank, code: str, email: str = EMAIL) -> dict[str, Any]:
+    return codes.confirm(bank.engine, SETTINGS, email, code, ADDRESS)
+
+
+def forgotten(bank: Bank) -> list[str]:
+    with bank.autocommit.connect() as connection:
+        return codes.forgotten(connection)
+
+
+def test_a_code_is_mailed_once_and_stored_nowhere(bank: Bank, settings: Settings, mailbox: Mailbox):
+    code_id = ask(bank)
+    assert code_id is not None
+    assert bank.value("SELECT code_hash IS NULL FROM email_codes")
+    assert [mail.mail_code(bank.engine, settings, code_id) for _ in range(3)] == [True, False, False]
+    [code] = mailbox.codes(EMAIL)
+    stored = bank.rows("SELECT id, email, code_hash FROM email_codes")
+    assert bytes(stored[0][2]) == codes.code_hash(SETTINGS, code_id, code)
+    other_key = msgspec.structs.replace(SETTINGS, secret_key="o" * 32)
+    assert codes.code_hash(other_key, code_id, code) != bytes(stored[0][2])
+    assert code not in str(stored)
+    [sent] = mailbox.mails(EMAIL)
+    assert (sent["To"], sent["From"], sent["Auto-Submitted"]) == (EMAIL, "kassa@localhost", "auto-generated")
+    assert sent["Date"]
+    assert sent["Message-ID"]
+
+
+def test_the_first_confirmation_makes_a_user_with_an_account_and_later_ones_find_it(
+    bank: Bank, settings: Settings, mailbox: Mailbox
+):
+    ask_and_mail(bank, settings)
+    first = caller_of(bank, confirm(bank, mailbox.codes(EMAIL)[-1]))
+    assert (first.username, first.role) == (EMAIL, "user")
+    assert bank.rows("SELECT currency, balance, is_default FROM accounts WHERE kind = 'main'") == [("RUB", 0, True)]
+    ask_and_mail(bank, settings, EMAIL.upper())
+    again = caller_of(bank, confirm(bank, mailbox.codes(EMAIL.upper())[-1]))
+    assert again.id == first.id
+
+
+@pytest.mark.parametrize(
+    ("email", "taken", "beginning"),
+    [
+        ("ada@example.com", True, "ada@example.com-"),
+        ("o'hara@example.com", False, "user-"),
+        (f"{'x' * 64}@{'y' * 60}.{'z' * 60}.com", False, "user-"),
+        (f"{'x' * 64}@{'y' * 40}.{'z' * 40}.com", True, "user-"),
+    ],
+)
+def test_a_username_that_does_not_do_is_replaced(
+    bank: Bank, settings: Settings, mailbox: Mailbox, email: str, taken: bool, beginning: str
+):
+    if taken:
+        bank.user(email)
+    ask_and_mail(bank, settings, email)
+    made = caller_of(bank, confirm(bank, mailbox.codes(email)[-1], email))
+    assert made.username.startswith(beginning)
+    assert len(made.username) <= 150
+
+
+def test_a_disabled_user_gets_nothing_for_a_right_code(bank: Bank, settings: Settings, mailbox: Mailbox):
+    ask_and_mail(bank, settings)
+    confirm(bank, mailbox.codes(EMAIL)[-1])
+    bank.execute("UPDATE users SET disabled_at = clock_timestamp()")
+    ask_and_mail(bank, settings)
+    assert outcome(lambda: confirm(bank, mailbox.codes(EMAIL)[-1])) == "invalid_code"
+
+
+def test_beyond_five_mails_an_hour_a_mailbox_is_left_alone_in_silence(bank: Bank):
+    asked = [ask(bank, EMAIL, f"192.0.2.{number}") for number in range(MAILS_PER_EMAIL_MAX + 2)]
+    assert [code_id is not None for code_id in asked] == [True] * MAILS_PER_EMAIL_MAX + [False] * 2
+    assert bank.value("SELECT count(*) FROM email_codes") == MAILS_PER_EMAIL_MAX
+    assert ask(bank, "other@example.com") is not None
+
+
+def test_beyond_thirty_mails_an_hour_a_client_is_refused(bank: Bank):
+    for number in range(MAILS_PER_ADDRESS_MAX):
+        assert ask(bank, f"user-{number}@example.com") is not None
+    with pytest.raises(Refusal, match="too_many_tries"):
+        ask(bank, "one-more@example.com")
+    assert ask(bank, "one-more@example.com", "192.0.2.2") is not None
+
+
+def test_codes_whose_announcement_was_lost_are_found_and_the_others_are_not(
+    bank: Bank, settings: Settings, mailbox: Mailbox
+):
+    lost, fresh, late, made = (ask(bank, f"{name}@example.com") for name in ("lost", "fresh", "late", "made"))
+    assert made is not None
+    mail.mail_code(bank.engine, settings, made)
+    bank.execute("UPDATE email_codes SET created_at = created_at - interval '6 seconds' WHERE id <> :id", id=fresh)
+    bank.execute("UPDATE email_codes SET expires_at = clock_timestamp() WHERE id = :id", id=late)
+    assert forgotten(bank) == [lost]
+    assert late is not None
+    assert mail.mail_code(bank.engine, settings, late) is False
+    assert mailbox.mails("late@example.com") == []
+
+
+@pytest.mark.parametrize(
+    ("email", "reply", "again"),
+    [
+        (EMAIL, "451 greylisted, come back later", True),
+        (EMAIL, "550 no such mailbox", False),
+        ("a,b@example.com", "", False),
+        ("(note)ada@example.com", "", False),
+        ("<ada>@example.com", "", False),
+        ("\u212aatie@example.com", "", False),
+        ("ada@example..com", "", False),
+    ],
+)
+def test_what_cannot_be_sent_is_tried_again_if_there_is_hope(
+    bank: Bank, settings: Settings, mailbox: Mailbox, email: str, reply: str, again: bool
+):
+    mailbox.refusals[email] = reply
+    code_id = ask(bank, email)
+    assert code_id is not None
+    assert mail.mail_code(bank.engine, settings, code_id) is False
+    bank.execute("UPDATE email_codes SET created_at = created_at - interval '6 seconds'")
+    assert forgotten(bank) == ([code_id] if again else [])
+    mailbox.refusals.clear()
+    if again:
+        assert mail.mail_code(bank.engine, settings, code_id)
+        confirm(bank, mailbox.codes(email)[-1], email)
+    assert mailbox.mails("ada@example.com") == mailbox.mails(email), "no mail went astray"
+
+
+def test_without_a_server_the_mail_waits_for_one(bank: Bank, settings: Settings, mailbox: Mailbox):
+    code_id = ask(bank)
+    assert code_id is not None
+    nowhere = msgspec.structs.replace(settings, smtp_url=f"smtp://{LOOPBACK}:{free_port(0)}")
+    assert mail.mail_code(bank.engine, nowhere, code_id) is False
+    assert mail.mail_code(bank.engine, settings, code_id) is True
+    assert len(mailbox.mails(EMAIL)) == 1
+
+
+def test_without_smtp_url_mail_goes_to_a_file_that_only_its_owner_reads(
+    bank: Bank, settings: Settings, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+):
+    caplog.set_level(logging.DEBUG)
+    ask_and_mail(bank, msgspec.structs.replace(settings, smtp_url=None))
+    [path] = (Path(settings.data_dir) / "mail").iterdir()
+    assert path.suffix == ".eml"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o077 == 0
+    code = code_in(message_from_bytes(path.read_bytes()))
+    said = caplog.text + capfd.readouterr().out
+    assert str(path) in said
+    assert code not in said
+    assert caller_of(bank, confirm(bank, code)).username == EMAIL
+
+
+def test_old_codes_are_forgotten(bank: Bank):
+    old, live = ask(bank), ask(bank)
+    bank.execute("UPDATE email_codes SET expires_at = expires_at - interval '25 hours' WHERE id = :id", id=old)
+    with bank.autocommit.connect() as connection:
+        assert codes.forget_old(connection) == 1
+    assert bank.value("SELECT id FROM email_codes") == live
