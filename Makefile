@@ -17,7 +17,7 @@ help:  ## explain the verbs
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-run: .venv  ## run all of Kassa on this machine: api on :8000, Flower on :5555; Ctrl-C stops it
+run: .venv  ## run all of Kassa on this machine: api on :8000, admin on :8001, Flower on :5555; Ctrl-C stops it
 	@exec ./kassa run
 
 test: .venv  ## run the whole suite on a private PostgreSQL and Redis (some 4 minutes)

@@ -1,6 +1,5 @@
 """Accounts and balances."""
 
-import time
 from uuid import UUID
 
 import falcon
@@ -10,10 +9,11 @@ from api.auth import EVERYONE, allowed
 from api.dependencies import Dependencies
 from api.requests import read_json, read_query
 from api.responses import send, send_tagged
-from api.schemas import AccountQuery, NewAccount
-from core import accounts, views
+from api.schemas import AccountQuery, AccountsQuery, NewAccount
+from core import accounts, rates, statement, views
 from core.errors import Refusal
 from core.identity import Caller
+from core.money import is_currency
 
 
 class Accounts:
@@ -36,9 +36,12 @@ class Accounts:
     @allowed(*EVERYONE)
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """All accounts of the caller, oldest first."""
+        query: AccountsQuery = read_query(request, AccountsQuery)
+        require_currency(query.currency)
         with self.dependencies.reader.connect() as connection:
             rows = views.find_accounts(connection, request.context.caller.id)
-        send_tagged(request, response, {"items": [views.account(row) for row in rows]})
+            items = in_currency(connection, [views.account(row) for row in rows], query.currency)
+        send_tagged(request, response, {"items": items})
 
     @allowed(*EVERYONE)
     def on_get_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
@@ -53,6 +56,7 @@ class Accounts:
     def _show(self, request: falcon.Request, response: falcon.Response, account_id: str | None) -> None:
         caller: Caller = request.context.caller
         query: AccountQuery = read_query(request, AccountQuery)
+        require_currency(query.currency)
         if query.min_seq is not None:
             self._wait_for_seq(caller.id, query.min_seq, query.wait)
         with self.dependencies.reader.connect() as connection:
@@ -60,9 +64,11 @@ class Accounts:
                 row = views.find_account(connection, account_id)
             else:
                 row = views.get_default_account(connection, caller.id)
-        if row is None or (row.user_id != caller.id and not caller.reads_everything):
-            raise Refusal("account_not_found", "You have no such account.")
-        send_tagged(request, response, views.account(row))
+            if row is None or (row.user_id != caller.id and not caller.reads_everything):
+                raise Refusal("account_not_found", "You have no such account.")
+            then = statement.point(connection, row.id, query.at, inclusive=True) if query.at else None
+            [document] = in_currency(connection, [views.account(row, then)], query.currency)
+        send_tagged(request, response, document)
 
     def _wait_for_seq(self, user_id: str, seq: int, seconds: int) -> None:
         """Return when the user's operations up to `seq` are finished. Raises Refusal: validation_failed, not_yet."""
@@ -74,12 +80,34 @@ class Accounts:
             raise Refusal("validation_failed", detail, errors=[error])
         if done >= seq or operation_id is None:
             return
-        deadline = time.monotonic() + seconds
-        self.dependencies.waiting.until_finished(operation_id, deadline - time.monotonic())
+        self.dependencies.waiting.until_finished(operation_id, seconds)
         with self.dependencies.reader.connect() as connection:
             _, _, done = progress(connection, user_id, seq)
         if done < seq:
             raise Refusal("not_yet", f"{done} of {seq} operations are finished. Nothing is lost: ask again.", done=done)
+
+
+def require_currency(code: str | None) -> None:
+    """Raise Refusal unknown_currency if a currency is asked for that there is not."""
+    if code is not None and not is_currency(code):
+        detail = f"{code} is not a currency of ISO 4217."
+        error = {"parameter": "currency", "code": "unknown_currency", "detail": detail}
+        raise Refusal("unknown_currency", detail, errors=[error])
+
+
+def in_currency(
+    connection: sa.Connection, documents: list[views.Document], currency: str | None
+) -> list[views.Document]:
+    """The accounts, each with its balance also in `currency` if one is given. Raises Refusal rates_unavailable."""
+    if currency is None:
+        return documents
+    known, today = rates.find_all(connection, {each["currency"] for each in documents}, currency), rates.today()
+    for each in documents:
+        rate = known.get(each["currency"])
+        if rate is None:
+            raise Refusal("rates_unavailable", f"No rate from {each['currency']} to {currency} is known.")
+        each["converted"] = rates.converted(each["balance"], each["currency"], currency, rate, today)
+    return documents
 
 
 def progress(connection: sa.Connection, user_id: str, seq: int) -> tuple[str | None, int, int]:

@@ -32,6 +32,7 @@ PROBLEMS = {
     "invalid_token": Problem(401, "The access token is not valid"),
     "invalid_refresh_token": Problem(401, "The refresh token is not valid"),
     "invalid_credentials": Problem(401, "Wrong username or password"),
+    "invalid_code": Problem(401, "The confirmation code is not valid"),
     "forbidden": Problem(403, "Not allowed"),
     "self_deposit_forbidden": Problem(403, "Deposits into one's own account are switched off"),
     "user_disabled": Problem(403, "The user is disabled"),
@@ -43,9 +44,13 @@ PROBLEMS = {
     "method_not_allowed": Problem(405, "The method is not allowed here"),
     "not_acceptable": Problem(406, "Not available in this form"),
     "already_finished": Problem(409, "The operation is finished"),
+    "service_not_found": Problem(404, "There is no such service"),
+    "price_changed": Problem(409, "The price is changing"),
+    "price_out_of_range": Problem(422, "The price cannot be paid in this currency"),
     "username_taken": Problem(409, "The username is taken"),
     "email_taken": Problem(409, "The e-mail address is taken"),
     "too_many_accounts": Problem(409, "Too many accounts"),
+    "last_admin": Problem(409, "There would be no administrator"),
     "length_required": Problem(411, "The body's length is needed"),
     "body_too_large": Problem(413, "The body is too large"),
     "uri_too_long": Problem(414, "The address is too long"),
@@ -55,15 +60,18 @@ PROBLEMS = {
     "unknown_currency": Problem(422, "There is no such currency"),
     "self_transfer": Problem(422, "A transfer to oneself"),
     "idempotency_key_reused": Problem(422, "The Idempotency-Key stands for another request"),
+    "too_many_tries": Problem(429, "Too many tries"),
     "headers_too_large": Problem(431, "The headers are too large"),
     "internal_error": Problem(500, "A defect of ours"),
     "database_unavailable": Problem(503, "The database is away"),
     "outcome_unknown": Problem(503, "The database went away in the middle"),
     "not_ready": Problem(503, "Not ready"),
+    "rates_unavailable": Problem(503, "No exchange rate is known"),
     "not_yet": Problem(504, "Not finished yet"),
 }
 
 DEFINITE_STATUS_MAX = 499  # a refusal up to here stored nothing, and says so
+DEFINITE_CODES = {"rates_unavailable"}  # beyond it, these too
 
 STATUS_CODES = {
     400: "malformed_request",
@@ -86,7 +94,7 @@ def problem(code: str, detail: str, **facts: Any) -> dict[str, Any]:
     """An RFC 9457 document. A definite refusal carries `accepted: false`: nothing was stored."""
     status, title = PROBLEMS[code]
     document = {"type": f"urn:kassa:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
-    if status <= DEFINITE_STATUS_MAX:
+    if status <= DEFINITE_STATUS_MAX or code in DEFINITE_CODES:
         document["accepted"] = False
     return document | facts
 
@@ -103,6 +111,8 @@ def answer(response: falcon.Response, document: dict[str, Any]) -> None:
         response.set_header("WWW-Authenticate", f'Bearer realm="kassa"{error}')
     if document["status"] == 503:
         response.set_header("Retry-After", RETRY_AFTER_SECONDS)
+    if "retry_after_seconds" in document:
+        response.set_header("Retry-After", str(document["retry_after_seconds"]))
 
 
 def on_refusal(_request: falcon.Request, response: falcon.Response, refusal: Refusal, _params: Any) -> None:

@@ -10,15 +10,15 @@ from core.telemetry import logging_config
 # Before anything imports prometheus_client: its counters are shared by all processes through files in this directory.
 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="kassa-metrics-"))
 
-bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
+bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '8000'}"
 worker_class = "api.server.Worker"
-workers = int(os.environ.get("API_PROCESSES", "2"))
+workers = int(os.environ.get("API_PROCESSES") or "2")
 threads = 64  # of each process
 keepalive = 75  # seconds; longer than nginx's own 60, so that it never reuses a connection that we are closing
 timeout = 30  # seconds without a sign of life of a whole process, not of a request
 graceful_timeout = 35  # seconds; the longest wait that a client may ask for, and a little
 control_socket_disable = True
-logconfig_dict = logging_config(os.environ.get("LOG_LEVEL", "INFO")) | {
+logconfig_dict = logging_config(os.environ.get("LOG_LEVEL") or "INFO") | {
     "loggers": {"gunicorn.error": {"propagate": True}, "gunicorn.access": {"propagate": False}}
 }
 

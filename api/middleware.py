@@ -15,6 +15,15 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 log = structlog.get_logger("kassa.api")
 
 
+DISCARDED_BYTES_MAX = 8 * 1024 * 1024  # what nginx lets through
+
+
+def discard_body(request: falcon.Request) -> None:
+    """Read what is left of a body that was refused unread: closing on it would cost the client its answer."""
+    if (request.content_length or 0) <= DISCARDED_BYTES_MAX:
+        request.bounded_stream.exhaust()
+
+
 class RequestLog:
     """Gives each request an id (the client's X-Request-Id, if it is a plain one) and says what became of it."""
 
@@ -30,6 +39,7 @@ class RequestLog:
         self, request: falcon.Request, response: falcon.Response, _resource: Any, _succeeded: bool
     ) -> None:
         """Say what became of the request."""
+        discard_body(request)
         seconds = time.perf_counter() - request.context.started
         response.set_header("X-Request-Id", request.context.request_id)
         route = request.uri_template or "(none)"

@@ -48,7 +48,7 @@ class Operations:
     def _command(self, request: falcon.Request, body: OperationBody) -> Command:
         """What is asked for, and in whose name. Raises Refusal: forbidden, self_deposit_forbidden."""
         caller: Caller = request.context.caller
-        fields: dict[str, Any] = msgspec.to_builtins(body)
+        fields: dict[str, Any] = {"amount": 0} | msgspec.to_builtins(body)
         user_id = fields.pop("user_id", None) or caller.id
         if user_id != caller.id and not caller.acts_for_others:
             raise Refusal("forbidden", "Only a service may act for another user.", pointer="/user_id")

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import falcon
@@ -16,7 +18,7 @@ TOO_LARGE = 10**INTEGER_DIGITS_MAX
 
 T = TypeVar("T")
 
-PATH = re.compile(r" - at `(?:key in )?\$(?P<path>[^`]*)`$")
+PATH = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
 NAMED_FIELD = re.compile(r"(?:unknown|required) field `(?P<name>[^`]*)`")
 STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
@@ -84,8 +86,34 @@ def bounded_int(digits: str) -> int:
 
 
 def read_query(request: falcon.Request, schema: type[T]) -> T:
-    """The query string as `schema`. Raises Refusal validation_failed."""
-    return convert(request.params, schema, strict=False, member="parameter")
+    """The query string as `schema`, its moments in UTC. Raises Refusal validation_failed."""
+    query: T = convert(request.params, schema, strict=False, member="parameter")
+    refuse_null(query, request.params)
+    return in_utc(query)
+
+
+def refuse_null(query: Any, given: Mapping[str, Any]) -> None:
+    """Raise Refusal validation_failed for `?until=null`, which msgspec takes as if nothing had been asked for."""
+    for field in msgspec.structs.fields(query):
+        if field.encode_name in given and getattr(query, field.name) is None:
+            detail = "Leave the parameter out instead of sending null."
+            error = {"parameter": field.encode_name, "code": "wrong_type", "detail": detail}
+            raise Refusal("validation_failed", detail, errors=[error])
+
+
+def in_utc(query: T) -> T:
+    """A query with its moments in UTC: PostgreSQL takes fewer offsets, and Python fewer years, than RFC 3339 allows."""
+    moments = {}
+    for field in msgspec.structs.fields(query):  # type: ignore[arg-type]  # every schema of a query is a Struct
+        value = getattr(query, field.name)
+        if isinstance(value, datetime):
+            try:
+                moments[field.name] = value.astimezone(UTC)
+            except OverflowError:
+                detail = "The moment is before the year 1 or after the year 9999."
+                error = {"parameter": field.encode_name, "code": "out_of_range", "detail": detail}
+                raise Refusal("validation_failed", detail, errors=[error]) from None
+    return msgspec.structs.replace(query, **moments) if moments else query  # type: ignore[type-var]
 
 
 def convert(value: Any, schema: type[T] | Any, *, strict: bool = True, member: str = "pointer") -> T:
@@ -94,6 +122,8 @@ def convert(value: Any, schema: type[T] | Any, *, strict: bool = True, member: s
         return msgspec.convert(value, schema, strict=strict)
     except msgspec.ValidationError as error:
         raise refusal_of(str(error), member) from None
+    except UnicodeEncodeError:
+        raise Refusal("malformed_json", "A string has half of a surrogate pair in it.") from None
 
 
 def refusal_of(message: str, member: str) -> Refusal:

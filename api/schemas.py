@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from core.identity import NEW_USERNAME, USERNAME, USERNAME_CHARACTERS_MAX
 from core.money import AMOUNT_MAX
 from core.operations import Status, Type
 
@@ -17,7 +18,10 @@ PAGE_ITEMS_MAX = 100
 STORABLE = r"\A[^\x00\ud800-\udfff]*\Z"
 
 Amount = Annotated[int, Meta(ge=1, le=AMOUNT_MAX, description="Minor units.", examples=[10050])]
-Username = Annotated[str, Meta(min_length=1, max_length=150, pattern=r"\A[A-Za-z0-9_.@+-]+\Z", examples=["alice"])]
+Username = Annotated[str, Meta(min_length=1, max_length=USERNAME_CHARACTERS_MAX, pattern=USERNAME, examples=["alice"])]
+NewUsername = Annotated[
+    str, Meta(min_length=1, max_length=USERNAME_CHARACTERS_MAX, pattern=NEW_USERNAME, examples=["alice"])
+]
 Password = Annotated[str, Meta(min_length=8, max_length=128, pattern=STORABLE, examples=["correct horse"])]
 Email = Annotated[
     str,
@@ -27,7 +31,12 @@ Email = Annotated[
     ),
 ]
 Comment = Annotated[str, Meta(max_length=500, pattern=STORABLE)]
+ServiceName = Annotated[str, Meta(min_length=1, max_length=100, pattern=STORABLE)]
+Description = Annotated[str, Meta(max_length=2000, pattern=STORABLE)]
 Name = Annotated[str, Meta(max_length=100, pattern=STORABLE)]
+PersonName = Annotated[str, Meta(max_length=150, pattern=STORABLE, examples=["Ada"])]
+Bio = Annotated[str, Meta(max_length=2000, pattern=STORABLE)]
+Role = Literal["user", "service", "auditor", "admin"]
 CurrencyCode = Annotated[str, Meta(pattern=r"\A[A-Z]{3}\Z", examples=["RUB"])]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=64, pattern=STORABLE)]
 MetadataValue = Annotated[str, Meta(max_length=500, pattern=STORABLE)]
@@ -43,7 +52,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Registration(Body, frozen=True, kw_only=True):
     """`POST /v1/auth/register`"""
 
-    username: Username
+    username: NewUsername
     password: Password
     email: Email | None = None
 
@@ -59,6 +68,51 @@ class RefreshToken(Body, frozen=True, kw_only=True):
     """`POST /v1/auth/refresh`"""
 
     refresh_token: Annotated[str, Meta(max_length=256, pattern=STORABLE)]
+
+
+class NewPassword(Body, frozen=True, kw_only=True):
+    """`POST /v1/auth/password`: the current one may be absent only where there is none."""
+
+    current_password: Annotated[str, Meta(max_length=1024, pattern=STORABLE)] | None = None
+    new_password: Password
+
+
+class CodeWish(Body, frozen=True, kw_only=True):
+    """`POST /v1/auth/email`"""
+
+    email: Email
+
+
+class CodeCredentials(Body, frozen=True, kw_only=True):
+    """`POST /v1/auth/token`: of any form, so that a wrong guess learns nothing."""
+
+    email: Annotated[str, Meta(max_length=254, pattern=STORABLE)]
+    confirmation_code: Annotated[str, Meta(max_length=64, pattern=STORABLE)]
+
+
+class ProfileChange(Body, frozen=True, kw_only=True):
+    """`PATCH /v1/users/me`: only what is named changes. A new e-mail address is not confirmed by a code first."""
+
+    first_name: PersonName | UnsetType = UNSET
+    last_name: PersonName | UnsetType = UNSET
+    username: NewUsername | UnsetType = UNSET
+    email: Email | UnsetType = UNSET
+    bio: Bio | UnsetType = UNSET
+
+
+class UserChange(ProfileChange, frozen=True, kw_only=True):
+    """`PATCH /v1/users/{id}`: what an administrator may change."""
+
+    role: Role | UnsetType = UNSET
+    disabled: bool | UnsetType = UNSET
+
+
+class UsersQuery(Body, frozen=True, kw_only=True):
+    """The query of all users: `search` is a part of the username; `cursor` the `next_cursor` of the page before."""
+
+    search: Annotated[str, Meta(max_length=USERNAME_CHARACTERS_MAX, pattern=STORABLE)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ITEMS_MAX)] = 20
+    cursor: Annotated[str, Meta(max_length=100)] | None = None
 
 
 class NewAccount(Body, frozen=True, kw_only=True):
@@ -103,7 +157,57 @@ class Transfer(OperationBody, frozen=True, kw_only=True, tag="transfer"):
             raise ValueError("exactly one of to_user_id, to_username and to_account_id is needed")
 
 
-AnyOperation = Deposit | Withdrawal | Transfer
+class Purchase(OperationBody, frozen=True, kw_only=True, tag="purchase"):
+    """A service is bought at the price in force; it is taken in the account's currency."""
+
+    service_id: UUID
+
+
+AnyOperation = Deposit | Withdrawal | Transfer | Purchase
+
+
+class NewService(Body, frozen=True, kw_only=True):
+    """`POST /v1/services`"""
+
+    name: ServiceName
+    description: Description = ""
+    price: Amount
+    currency: CurrencyCode = "RUB"
+    active: bool = True
+
+
+class ServiceChange(Body, frozen=True, kw_only=True):
+    """`PATCH /v1/services/{id}`: only what is named changes."""
+
+    name: ServiceName | UnsetType = UNSET
+    description: Description | UnsetType = UNSET
+    price: Amount | UnsetType = UNSET
+    currency: CurrencyCode | UnsetType = UNSET
+    active: bool | UnsetType = UNSET
+
+
+class ServicesQuery(Body, frozen=True, kw_only=True):
+    """The query of the services on sale; `cursor` is the `next_cursor` of the page before."""
+
+    currency: CurrencyCode | None = None
+    active: bool = True
+    limit: Annotated[int, Meta(ge=1, le=PAGE_ITEMS_MAX)] = 20
+    cursor: UUID | None = None
+
+
+class RevenueQuery(Body, frozen=True, kw_only=True):
+    """The query of the revenue report; without a month it is the current one."""
+
+    month: Annotated[str, Meta(pattern=r"\A\d{4}-(0[1-9]|1[0-2])\Z", examples=["2026-11"])] | None = None
+
+
+class StatementQuery(Body, frozen=True, kw_only=True, rename={"since": "from", "until": "to"}):
+    """The query of a statement: `from` is included, `to` is not. `cursor` is the `next_cursor` of the page before."""
+
+    since: Moment | None = None
+    until: Moment | None = None
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 1_000
+    cursor: Annotated[int, Meta(ge=0, le=2**62)] = 0
 
 
 class WaitQuery(Body, frozen=True, kw_only=True):
@@ -112,9 +216,17 @@ class WaitQuery(Body, frozen=True, kw_only=True):
     wait: WaitSeconds = 0
 
 
-class AccountQuery(Body, frozen=True, kw_only=True):
-    """The query of an account: wait until the caller's operations up to `min_seq` are finished."""
+class AccountsQuery(Body, frozen=True, kw_only=True):
+    """The query of all accounts: each balance also in `currency`."""
 
+    currency: CurrencyCode | None = None
+
+
+class AccountQuery(Body, frozen=True, kw_only=True):
+    """The query of an account: in `currency` too, as it was `at` a moment, once all up to `min_seq` is finished."""
+
+    currency: CurrencyCode | None = None
+    at: Moment | None = None
     min_seq: Annotated[int, Meta(ge=0, le=2**62)] | None = None
     wait: WaitSeconds = 0
 

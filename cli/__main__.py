@@ -16,6 +16,9 @@ COMMANDS = {
     "run": "run all of Kassa on this machine",
     "migrate": "bring the database to this version's schema",
     "verify": "reconcile the whole ledger",
+    "create-admin": "make an administrator, or promote a user to one",
+    "rates": "load, fetch and show exchange rates",
+    "seed": "fill a demo through the public API",
     "replay": "play bank statements through the public API and compare every balance",
 }
 
@@ -25,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="kassa", description="A queue-backed transaction processor.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        module = importlib.import_module(f"cli.{name}")
+        module = importlib.import_module(f"cli.{name.replace('-', '_')}")
         formatter = argparse.RawDescriptionHelpFormatter
         subparser = subparsers.add_parser(name, help=summary, description=module.__doc__, formatter_class=formatter)
         module.add_arguments(subparser)

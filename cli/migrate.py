@@ -1,4 +1,4 @@
-"""Bring a database to this version's schema, and create its lanes."""
+"""Bring a database to this version's schema, create its lanes, and give it its first exchange rates."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ import time
 import sqlalchemy as sa
 from alembic import command
 
-from core import db, lanes, settings
+from core import db, lanes, rates, settings
 
 CONNECT_SECONDS = 30
 
@@ -48,4 +48,5 @@ def migrate(engine: sa.Engine, lane_count: int) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         lanes.ensure(connection, lane_count)
+        rates.load_snapshot_if_empty(connection)
     sys.stdout.flush()

@@ -1,6 +1,7 @@
 """Run all of Kassa on this machine: PostgreSQL and Redis where none are given, and every process of the Procfile.
 
-Respects PORT, FLOWER_PORT, DATA_DIR (./.data), DATABASE_URL, REDIS_URL, LANES and SECRET_KEY. Ctrl-C stops it.
+Respects PORT, ADMIN_PORT, FLOWER_PORT, DATA_DIR (./.data), DATABASE_URL, REDIS_URL, LANES and SECRET_KEY.
+Ctrl-C stops it.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def start(stack: Stack) -> None:
     """Bring everything up, in order, and return when all of it is ready. Raises CannotStart."""
     environment = stack.environment
     stack.claim()
-    for name, default in (("PORT", 8000), ("FLOWER_PORT", 5555)):
+    for name, default in (("PORT", 8000), ("ADMIN_PORT", 8001), ("FLOWER_PORT", 5555)):
         environment[name] = str(port_or_fail(name, environment, default))
     stack.start_servers()
     configuration = settings.load(environment)
@@ -88,6 +89,7 @@ def checks(environment: dict[str, str], engine: sa.Engine) -> dict[str, Callable
     celery = celery_app(environment["REDIS_URL"], [])
     return {
         "api": lambda: answers(f"http://{LOOPBACK}:{environment['PORT']}/health/ready"),
+        "admin": lambda: answers(f"http://{LOOPBACK}:{environment['ADMIN_PORT']}/health/live"),
         "worker": lambda: bool(celery.control.ping(timeout=0.5)),
         "sweeper": lambda: is_connected(engine, "kassa-sweeper"),
         "beat": lambda: any(Path(environment["DATA_DIR"]).glob("beat.schedule*")),
@@ -129,13 +131,16 @@ def welcome(environment: dict[str, str]) -> str:
     """Where everything is, and a first thing to try."""
     api = f"http://{LOOPBACK}:{environment['PORT']}"
     data_dir = environment["DATA_DIR"]
+    mail = "by SMTP_URL" if environment.get("SMTP_URL") else f"{data_dir}/mail      (set SMTP_URL to have it sent)"
     return f"""
 Kassa runs. Ctrl-C stops it; data, logs and secrets are in {data_dir}
 
   API      {api}      ({api}/health/ready)
+  Admin    http://{LOOPBACK}:{environment["ADMIN_PORT"]}      (make an administrator: ./kassa create-admin NAME)
   Flower   http://{LOOPBACK}:{environment["FLOWER_PORT"]}
   psql     . {data_dir}/run.env && psql "$DATABASE_URL"
   logs     tail -f {data_dir}/log/*.log
+  mail     {mail}
 
 Try:
 

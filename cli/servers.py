@@ -104,6 +104,7 @@ def postgres(data_dir: Path, port: int = POSTGRES_PORT) -> Server:
         "shared_buffers": "256MB",
         "max_wal_size": "4GB",
         "logging_collector": "off",
+        "log_min_error_statement": "panic",  # the text of a failed statement has its parameters in it
     }
     command = [str(binaries / "postgres"), "-D", str(cluster)]
     for name, value in settings.items():

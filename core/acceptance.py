@@ -10,16 +10,20 @@ once does not make the others on the lane wait for all of them.
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from core import lanes, views
+from core import lanes, services, views
 from core.db import Prepared
 from core.errors import Refusal
 from core.ids import new_id
 from core.operations import Command
+from core.services import Quote
+
+QUOTES_MAX = 3  # tries to accept a purchase while its price is being changed
 
 ACCEPT = Prepared(
     "accept",
@@ -27,6 +31,7 @@ ACCEPT = Prepared(
         *("uuid", "uuid", "uuid", "text", "bigint"),  # id, user, who asks, type, amount
         *("uuid", "uuid", "text", "uuid"),  # account, receiver by user id, username or account id
         *("text", "jsonb", "text", "bytea", "text"),  # comment, metadata, idempotency key, hash, request id
+        *("uuid", "bigint", "text", "numeric", "date", "text"),  # service, price, its currency, rate, its date, paid in
     ],
     """
 WITH source AS (
@@ -46,18 +51,21 @@ WITH source AS (
       FROM lanes, source
      WHERE users.id = $2 AND lanes.id = users.lane AND users.disabled_at IS NULL
        AND ($4 <> 'transfer' OR EXISTS (SELECT FROM receiver))
+       AND ($4 <> 'purchase' OR (source.currency = $20 AND EXISTS (
+            SELECT FROM services WHERE id = $15 AND price = $16 AND services.currency = $17)))
     RETURNING users.id AS user_id, users.username, users.next_seq AS seq, users.lane, users.turn
 ), accepted AS (
     INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, idempotency_key, request_hash, request_id,
-                            created_at)
+                            service_id, price, price_currency, rate, rate_date, created_at)
     SELECT $1, taken.user_id, $3, taken.seq, taken.lane, taken.turn, $4, source.id, receiver.id, $5,
-           source.currency, $10, $11, $12, $13, $14, clock_timestamp()
+           source.currency, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, clock_timestamp()
       FROM taken CROSS JOIN source LEFT JOIN receiver ON true
     RETURNING *
 )
 SELECT accepted.*, taken.username, receiver.user_id AS counterparty_user_id, u.username AS counterparty_username,
-       NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after
+       NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after,
+       (SELECT name FROM services WHERE id = accepted.service_id) AS service_name
   FROM accepted CROSS JOIN taken LEFT JOIN receiver ON true LEFT JOIN users u ON u.id = receiver.user_id
 """,
 )
@@ -74,16 +82,54 @@ class Accepted:
 def accept(connection: sa.Connection, command: Command) -> Accepted:
     """Store the operation durably; `connection` commits each statement by itself.
 
-    Raises Refusal, having stored nothing, in this order of precedence: idempotency_key_reused, account_not_found,
-    self_transfer, receiver_not_found, user_disabled.
+    Raises Refusal, having stored nothing, in this order of precedence: idempotency_key_reused, user_disabled,
+    account_not_found, service_not_found, rates_unavailable, price_out_of_range, price_changed, self_transfer,
+    receiver_not_found.
     """
     request_hash = hash_of(command)
-    parameters = (
+    for _ in range(QUOTES_MAX if command.service_id else 1):
+        row = insert(connection, command, request_hash)
+        if row is not None:
+            return Accepted(row, replayed=False)
+        if replayed := replay(connection, command, request_hash):
+            return replayed
+    raise explain(connection, command)
+
+
+def insert(connection: sa.Connection, command: Command, request_hash: bytes) -> sa.Row | None:
+    """Run the accepting statement. Returns the stored operation, or None where nothing was stored."""
+    try:
+        offered = quote_of(connection, command)
+        return ACCEPT.execute(connection, parameters_of(command, request_hash, offered)).one_or_none()
+    except Refusal:  # a retry of what was bought must not fail because nothing can be bought any more
+        return None
+    except IntegrityError as error:
+        if constraint_of(error) != "operations_user_id_idempotency_key_key":
+            raise
+        return None
+
+
+def quote_of(connection: sa.Connection, command: Command) -> Quote | None:
+    """What a purchase costs the account now, or None for the other types. Raises Refusal, as `accept` does.
+
+    The accepting statement takes the quote only if the service's price is still the same.
+    """
+    if command.service_id is None:
+        return None
+    source = find_source(connection, command)
+    if source is None:
+        raise no_account(command)
+    return services.quote(connection, command.service_id, source.currency)
+
+
+def parameters_of(command: Command, request_hash: bytes, offered: Quote | None) -> tuple[Any, ...]:
+    """The parameters of ACCEPT, in order."""
+    return (
         new_id(),
         command.user_id,
         command.requested_by,
         command.type,
-        command.amount,
+        offered.amount if offered else command.amount,
         command.account_id,
         command.to_user_id,
         command.to_username,
@@ -93,16 +139,10 @@ def accept(connection: sa.Connection, command: Command) -> Accepted:
         command.idempotency_key,
         request_hash,
         command.request_id,
+        command.service_id,
+        *((offered.price, offered.price_currency, offered.rate, offered.rate_date) if offered else (None,) * 4),
+        offered.account_currency if offered else None,
     )
-    try:
-        row = ACCEPT.execute(connection, parameters).one_or_none()
-    except IntegrityError as error:
-        if constraint_of(error) != "operations_user_id_idempotency_key_key":
-            raise
-        row = None
-    if row is not None:
-        return Accepted(row, replayed=False)
-    return replay(connection, command, request_hash) or explain(connection, command)
 
 
 def request_cancellation(connection: sa.Connection, operation_id: str, lane: int) -> None:
@@ -128,6 +168,7 @@ def hash_of(command: Command) -> bytes:
         command.to_account_id,
         command.comment,
         sorted(command.metadata.items()),
+        *((command.service_id,) if command.service_id else ()),
     )
     return hashlib.sha256(msgspec.json.encode(asked)).digest()
 
@@ -153,26 +194,46 @@ def replay(connection: sa.Connection, command: Command, request_hash: bytes) -> 
     return Accepted(row, replayed=True)
 
 
-def explain(connection: sa.Connection, command: Command) -> Accepted:
-    """Say why nothing was accepted. It is asked after the fact, so the world may have changed in between."""
-    source = connection.execute(
-        sa.text(
-            "SELECT id FROM accounts WHERE user_id = :user AND kind = 'main'"
-            " AND (id = :account OR (CAST(:account AS uuid) IS NULL AND is_default))"
-        ),
-        {"user": command.user_id, "account": command.account_id},
-    ).scalar_one_or_none()
+def explain(connection: sa.Connection, command: Command) -> Refusal:
+    """Why nothing was accepted. It is asked after the fact, so the world may have changed in between."""
+    if is_disabled(connection, command.user_id):
+        return Refusal("user_disabled", "The user is disabled, and can do nothing.")
+    source = find_source(connection, command)
     if source is None:
-        pointer = "/account_id" if command.account_id else None
-        raise Refusal("account_not_found", "The user has no such account.", pointer=pointer)
-    pointer = next(
-        (f"/{name}" for name in ("to_user_id", "to_username", "to_account_id") if getattr(command, name)), None
+        return no_account(command)
+    if command.service_id:
+        services.quote(connection, command.service_id, source.currency)
+        return Refusal("price_changed", "The price is changing right now: ask again.", pointer="/service_id")
+    named = (name for name in ("to_user_id", "to_username", "to_account_id") if getattr(command, name))
+    if receiver := next(named, None):
+        if is_own(connection, command, source.id):
+            return Refusal(
+                "self_transfer", "A transfer needs another receiver than its sender.", pointer=f"/{receiver}"
+            )
+        return Refusal("receiver_not_found", "There is no such receiver.", pointer=f"/{receiver}")
+    raise AssertionError(f"a {command.type} was refused for no reason that is known")
+
+
+def is_disabled(connection: sa.Connection, user_id: str) -> bool:
+    """Whether the user was switched off."""
+    query = sa.text("SELECT 1 FROM users WHERE id = :id AND disabled_at IS NOT NULL")
+    return connection.execute(query, {"id": user_id}).first() is not None
+
+
+def find_source(connection: sa.Connection, command: Command) -> sa.Row | None:
+    """The id and currency of the account that the command is about, or None."""
+    query = sa.text(
+        "SELECT id, currency FROM accounts WHERE user_id = :user AND kind = 'main'"
+        " AND (id = :account OR (CAST(:account AS uuid) IS NULL AND is_default))"
     )
-    if pointer and is_own(connection, command, source):
-        raise Refusal("self_transfer", "A transfer needs another receiver than its sender.", pointer=pointer)
-    if pointer:
-        raise Refusal("receiver_not_found", "There is no such receiver.", pointer=pointer)
-    raise Refusal("user_disabled", "The user is disabled, and can do nothing.")
+    parameters = {"user": command.user_id, "account": command.account_id}
+    return connection.execute(query, parameters).one_or_none()
+
+
+def no_account(command: Command) -> Refusal:
+    """The refusal for an account that the user does not have."""
+    pointer = "/account_id" if command.account_id else None
+    return Refusal("account_not_found", "The user has no such account.", pointer=pointer)
 
 
 def is_own(connection: sa.Connection, command: Command, source: str) -> bool:

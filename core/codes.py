@@ -5,7 +5,8 @@ SECRET_KEY and the row's id, so that whoever reads the database or the broker ca
 
 A code works once, for CODE_SECONDS, and WRONG_TRIES_MAX wrong tries spend it; only the newest of an address counts.
 Whoever confirms an address is logged in as the user who has it. An address that was given at registration or in a
-profile has not been confirmed by its giver: its true owner is let into that user, too.
+profile is only a claim: its first confirmation ends that user's sessions and removes the password, so that nobody
+keeps a way into an account that turns out to be another's.
 """
 
 import hashlib
@@ -116,16 +117,26 @@ UPDATE email_codes SET wrong_tries = wrong_tries + :wrong,
 def find_or_make_user(connection: sa.Connection, settings: Settings, email: str) -> str | None:
     """The id of the user who has the address, made if there is none; None where that user is disabled."""
     for username in usernames_for(email):
-        query = "SELECT id, disabled_at FROM users WHERE lower(email) = lower(:email) FOR NO KEY UPDATE"
+        query = "SELECT * FROM users WHERE lower(email) = lower(:email) FOR NO KEY UPDATE"
         row = connection.execute(sa.text(query), {"email": email}).one_or_none()
-        if row is not None:
-            return row.id if row.disabled_at is None else None
+        if row is not None and row.disabled_at is not None:
+            return None
         try:
             with connection.begin_nested():
-                return insert_user(connection, settings, username, email, None)
+                user_id = row.id if row is not None else insert_user(connection, settings, username, email, None)
+                if row is None or row.email_confirmed_at is None:
+                    hand_over(connection, user_id)
+                return user_id
         except Refusal:  # the name is taken, or the address was, just now: look again
             continue
     raise RuntimeError("no username is free")
+
+
+def hand_over(connection: sa.Connection, user_id: str) -> None:
+    """Give a user to whoever has confirmed its address: every other way in is closed."""
+    query = "UPDATE users SET email_confirmed_at = clock_timestamp(), password_hash = NULL WHERE id = :id"
+    connection.execute(sa.text(query), {"id": user_id})
+    sessions.end_all(connection, user_id)
 
 
 def usernames_for(email: str) -> list[str]:

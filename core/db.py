@@ -141,5 +141,4 @@ def is_connection_lost(error: BaseException) -> bool:
         "57P01",  # admin_shutdown
         "57P02",  # crash_shutdown
         "57P03",  # cannot_connect_now
-        "25P03",  # idle_in_transaction_session_timeout
     )

@@ -3,6 +3,9 @@
 A bell is a hint. A thread rings it, so that no request waits for the broker, alive or not; errors are counted and
 swallowed; and while a lane's bell is unanswered no second one is sent. The mark of an unanswered bell lives in Redis,
 is removed by the drain before it looks, and expires, so that a bell that was lost is missed for a moment only.
+
+The same thread announces chores, such as a mail to be sent. Those are hints, too: they name a row, and beat looks for
+rows whose announcement was lost.
 """
 
 import threading
@@ -12,11 +15,13 @@ import redis
 import structlog
 from celery import Celery
 
-from core.broker import PUBLISH_TIMEOUT_SECONDS, celery_app, lane_queue
+from core.broker import DEFAULT_QUEUE, PUBLISH_TIMEOUT_SECONDS, celery_app, lane_queue
 from core.metrics import BELLS
 
 UNANSWERED_MILLISECONDS_MAX = 1_000
 BELL_EXPIRES_SECONDS = 10  # bells that piled up while no worker ran are dropped unread
+CHORE_EXPIRES_SECONDS = 60  # by then beat announces it again
+CHORES_MAX = 1_000  # waiting to be announced by this process; of more, beat reminds
 PAUSE_AFTER_ERROR_SECONDS = 1.0  # do not keep a dead broker busy; the sweeper covers for it meanwhile
 
 log = structlog.get_logger("kassa.doorbell")
@@ -41,6 +46,7 @@ class Doorbell:
         self._celery: Celery = celery_app(redis_url, [], socket_timeout=PUBLISH_TIMEOUT_SECONDS)
         self._redis = redis_client(redis_url)
         self._lanes: set[int] = set()
+        self._chores: list[tuple[str, str]] = []
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -49,6 +55,17 @@ class Doorbell:
         """Have the lane's bell rung soon; call it after the commit. Returns at once and raises nothing."""
         with self._lock:
             self._lanes.add(lane)
+        self._wake_thread()
+
+    def announce(self, task: str, row_id: str) -> None:
+        """Have a chore's task sent soon; call it after the commit. Returns at once and raises nothing."""
+        with self._lock:
+            if len(self._chores) < CHORES_MAX:
+                self._chores.append((task, row_id))
+        self._wake_thread()
+
+    def _wake_thread(self) -> None:
+        with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run_forever, name="doorbell", daemon=True)
                 self._thread.start()
@@ -64,11 +81,15 @@ class Doorbell:
         """Ring all lanes that asked for it and have no unanswered bell. Returns how many bells were sent."""
         with self._lock:
             lanes, self._lanes = self._lanes, set()
+            chores, self._chores = self._chores, []
         try:
-            return self._send(sorted(lanes))
+            rung = self._send(sorted(lanes)) if lanes else 0
+            for task, row_id in chores:
+                self._celery.send_task(task, [row_id], queue=DEFAULT_QUEUE, expires=CHORE_EXPIRES_SECONDS, retry=False)
+            return rung
         except Exception as error:  # whatever the broker's failure: a bell is only a hint
             BELLS.labels("error").inc(len(lanes))
-            log.warning("bell_not_rung", lanes=sorted(lanes), error=repr(error))
+            log.warning("bell_not_rung", lanes=sorted(lanes), chores=len(chores), error=repr(error))
             time.sleep(PAUSE_AFTER_ERROR_SECONDS)
             return 0
 

@@ -12,7 +12,7 @@ PENDING = Prepared(
     ["int", "int"],
     """
 SELECT id, user_id, seq, turn, lane, type, account_id, counterparty_id, amount, currency, cancel_requested,
-       request_id
+       request_id, service_id
   FROM operations WHERE lane = $1 AND status = 'pending' ORDER BY turn, id LIMIT $2
 """,
 )

@@ -14,6 +14,7 @@ class Command:
 
     account_id: which of the user's accounts; None is the default one.
     to_*: of a transfer, exactly one of them.
+    amount: of a purchase 0; the service's price becomes it at acceptance.
     """
 
     type: Type
@@ -26,6 +27,7 @@ class Command:
     to_account_id: str | None = None
     comment: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    service_id: str | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
 
@@ -46,6 +48,7 @@ class Operation:
     currency: str
     cancel_requested: bool
     request_id: str | None
+    service_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,14 @@ class Account:
     version: int
     is_world: bool
     closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """What decisions about purchases need to know: which services are off sale, and who has bought which."""
+
+    inactive: frozenset[str] = frozenset()
+    bought: set[tuple[str, str]] = field(default_factory=set)  # grows while a batch is decided
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,22 +4,25 @@ from collections.abc import Callable, Mapping
 
 from core.ids import own_account_id
 from core.money import BALANCE_MAX, WORLD_BALANCE_MIN, decimal_string
-from core.operations import Account, Applied, Canceled, Operation, Outcome, Posting, Rejected
+from core.operations import Account, Applied, Canceled, Operation, Outcome, Posting, Rejected, Shelf
 
 Accounts = Mapping[str, Account]
+EMPTY_SHELF = Shelf()
 
 
-def decide(operation: Operation, accounts: Accounts) -> Outcome:
-    """Decide an operation on the accounts as its predecessors left them.
+def decide(operation: Operation, accounts: Accounts, shelf: Shelf = EMPTY_SHELF) -> Outcome:
+    """Decide an operation on the accounts, and the shelf, as its predecessors left them.
 
-    Reasons to say no, in order of precedence: canceled, account_closed, currency_mismatch, insufficient_funds,
-    balance_limit. A KeyError means that an account of `accounts_touched` is missing.
+    Reasons to say no, in order of precedence: canceled, account_closed, service_unavailable, already_purchased,
+    currency_mismatch, insufficient_funds, balance_limit. A KeyError means that an account of `accounts_touched` is
+    missing.
     """
     if operation.cancel_requested:
         return Canceled()
     postings = POSTINGS[operation.type](operation)
     return (
         refuse_closed(postings, accounts)
+        or refuse_off_the_shelf(operation, shelf)
         or refuse_other_currency(operation, postings, accounts)
         or refuse_overdraft(postings, accounts)
         or refuse_beyond_limits(postings, accounts)
@@ -51,10 +54,17 @@ def transfer(operation: Operation) -> tuple[Posting, ...]:
     )
 
 
+def purchase(operation: Operation) -> tuple[Posting, ...]:
+    """Money goes from a user's account to what Kassa has earned on this lane."""
+    revenue = own_account_id("revenue", operation.lane, operation.currency)
+    return Posting(operation.account_id, -operation.amount), Posting(revenue, operation.amount)
+
+
 POSTINGS: Mapping[str, Callable[[Operation], tuple[Posting, ...]]] = {
     "deposit": deposit,
     "withdrawal": withdrawal,
     "transfer": transfer,
+    "purchase": purchase,
 }
 
 
@@ -70,6 +80,15 @@ def refuse_closed(postings: tuple[Posting, ...], accounts: Accounts) -> Rejected
             return Rejected(
                 "account_closed", "The account is closed", "One of the accounts of this operation is closed."
             )
+    return None
+
+
+def refuse_off_the_shelf(operation: Operation, shelf: Shelf) -> Rejected | None:
+    """A service is bought while it is on sale, and once."""
+    if operation.service_id in shelf.inactive:
+        return Rejected("service_unavailable", "The service is not on sale", "The service was taken off sale.")
+    if operation.service_id and (operation.user_id, operation.service_id) in shelf.bought:
+        return Rejected("already_purchased", "Bought before", "The user has this service already.")
     return None
 
 

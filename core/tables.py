@@ -71,6 +71,7 @@ users = Table(
     Column("bio", Text, nullable=False, server_default=""),
     timestamp("created_at"),
     timestamp("disabled_at", nullable=True),
+    timestamp("email_confirmed_at", nullable=True),  # when a code that was mailed there came back
     # A user's order never runs backwards, and nothing is finished that was not accepted.
     CheckConstraint("0 <= done_seq AND done_seq <= next_seq", name="users_done_seq_within_accepted"),
     CheckConstraint("role IN ('user', 'service', 'auditor', 'admin')", name="users_role_known"),

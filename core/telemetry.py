@@ -3,6 +3,7 @@
 import logging
 import logging.config
 import sys
+from typing import Any
 
 import structlog
 
@@ -10,12 +11,20 @@ FIELD_CHARACTERS_MAX = 4_000  # a megabyte in a field still makes one readable l
 
 
 def shorten(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Cut long strings; JSON itself escapes line breaks and control characters."""
-    for key, value in event.items():
-        if isinstance(value, str) and len(value) > FIELD_CHARACTERS_MAX:
-            half = FIELD_CHARACTERS_MAX // 2
-            event[key] = f"{value[:half]} ... ({len(value)} characters) ... {value[-half:]}"
-    return event
+    """Cut long strings, however deep; JSON itself escapes line breaks and control characters."""
+    return {key: shortened(value) for key, value in event.items()}
+
+
+def shortened(value: Any) -> Any:
+    """The value with the middle of every long string left out."""
+    if isinstance(value, dict):
+        return {key: shortened(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [shortened(inner) for inner in value]
+    if isinstance(value, str) and len(value) > FIELD_CHARACTERS_MAX:
+        half = FIELD_CHARACTERS_MAX // 2
+        return f"{value[:half]} ... ({len(value)} characters) ... {value[-half:]}"
+    return value
 
 
 QUIET = ("alembic", "celery.worker.strategy", "celery.app.trace", "httpx", "httpcore")  # each line says what ours say

@@ -45,6 +45,8 @@ def change(connection: sa.Connection, user_id: str, changes: Mapping[str, Any]) 
     if changes.get("disabled") or changes.get("role", "admin") != "admin":
         require_another_admin(connection, user_id)
     assignments = [f"{column} = :{column}" for column in COLUMNS if column in changes]
+    if "email" in changes:
+        assignments.append("email_confirmed_at = CASE WHEN lower(email) = lower(:email) THEN email_confirmed_at END")
     if "disabled" in changes:
         assignments.append("disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, clock_timestamp()) END")
     if assignments:

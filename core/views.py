@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,9 +13,19 @@ from core.money import decimal_string
 
 Document = dict[str, Any]
 
+
+@dataclass(frozen=True)
+class Point:
+    """Where an account stood: how many entries it had, and its balance in minor units."""
+
+    version: int
+    balance: int
+
+
 OPERATION_COLUMNS = """
 SELECT o.*, u.username, c.user_id AS counterparty_user_id, cu.username AS counterparty_username,
-       e.balance_after, ce.balance_after AS counterparty_balance_after
+       e.balance_after, ce.balance_after AS counterparty_balance_after,
+       (SELECT name FROM services WHERE id = o.service_id) AS service_name
 """
 OPERATION_JOINS = """
   JOIN users u ON u.id = o.user_id
@@ -91,6 +102,7 @@ def operation(row: sa.Row, *, incoming: bool = False) -> Document:
         "currency": row.currency,
         "account_id": account_id,
         "counterparty": sender(row) if incoming else receiver(row),
+        "purchase": purchase(row) if row.service_id else None,
         "comment": row.comment,
         "metadata": {} if incoming else as_json(row.metadata) or {},
         "created_at": moment(row.created_at),
@@ -123,18 +135,35 @@ def receiver(row: sa.Row) -> Document | None:
     }
 
 
-def account(row: sa.Row) -> Document:
-    """An account. `pending_operations` counts the user's accepted and unfinished operations, on all accounts."""
+def purchase(row: sa.Row) -> Document:
+    """What was bought, and the price and rate that were frozen at acceptance."""
+    return {
+        "service_id": row.service_id,
+        "service": row.service_name,
+        "price": row.price,
+        "price_decimal": decimal_string(row.price, row.price_currency),
+        "price_currency": row.price_currency,
+        "rate": str(row.rate) if row.rate is not None else None,
+        "rate_date": row.rate_date.isoformat() if row.rate_date else None,
+    }
+
+
+def account(row: sa.Row, then: Point | None = None) -> Document:
+    """An account, now or as it stood `then`.
+
+    `pending_operations` counts the user's accepted and unfinished operations, on all accounts.
+    """
+    now = then or Point(row.version, row.balance)
     return {
         "id": row.id,
         "user_id": row.user_id,
         "name": row.name,
         "currency": row.currency,
-        "balance": row.balance,
-        "balance_decimal": decimal_string(row.balance, row.currency),
+        "balance": now.balance,
+        "balance_decimal": decimal_string(now.balance, row.currency),
         "held": row.held,
-        "available": row.balance,
-        "version": row.version,
+        "available": now.balance,
+        "version": now.version,
         "pending_operations": row.pending_operations,
         "created_at": moment(row.created_at),
     }
@@ -147,4 +176,6 @@ def as_json(value: Any) -> Mapping[str, Any] | None:
 
 def moment(value: datetime | None) -> str | None:
     """RFC 3339 in UTC with microseconds."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if value else None
+    if value is None:
+        return None
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

@@ -4,11 +4,18 @@ import sys
 from typing import Any
 
 import sqlalchemy as sa
+from celery.schedules import crontab
 from celery.signals import celeryd_init, setup_logging, worker_process_init
 
 from core import db, lanes, settings, telemetry
 from core.broker import DEFAULT_QUEUE, celery_app
 from core.errors import NotReady
+
+# UTC. The Bank announces the next day's rates in Moscow's afternoon; the later looks are for when it is late, or was
+# not to be reached. They stand in for retries, which a broker could lose.
+RATES_ANNOUNCED = crontab(hour="12,14,16,18", minute=30)
+
+FORGOTTEN_CODES_SECONDS = 60.0  # somebody waits for the mail, and its code is good for ten minutes
 
 try:
     configuration = settings.load()
@@ -23,6 +30,12 @@ app.conf.update(
     include=["worker.tasks"],
     beat_schedule={
         "housekeeping": {"task": "housekeeping", "schedule": 3600.0, "options": {"queue": DEFAULT_QUEUE}},
+        "mail_forgotten_codes": {
+            "task": "mail_forgotten_codes",
+            "schedule": FORGOTTEN_CODES_SECONDS,
+            "options": {"queue": DEFAULT_QUEUE, "expires": FORGOTTEN_CODES_SECONDS},
+        },
+        "fetch_rates": {"task": "fetch_rates", "schedule": RATES_ANNOUNCED, "options": {"queue": DEFAULT_QUEUE}},
     },
 )
 app.set_default()

@@ -1,15 +1,22 @@
 """The Celery tasks: a few lines each, around what `worker/drain.py` and `core` do."""
 
 from typing import Any
+from uuid import UUID
 
-from core import identity
+import structlog
+
+from core import attempts, codes, rates, sessions
 from core.broker import PUBLISH_TIMEOUT_SECONDS
+from core.db import autocommit
 from core.doorbell import Doorbell, answer, redis_client
+from core.rate_sheets import RatesError
+from worker import mail
 from worker.app import app, configuration, engine
 from worker.drain import drain
 
 bells = redis_client(configuration.redis_url, PUBLISH_TIMEOUT_SECONDS)
 doorbell = Doorbell(configuration.redis_url)
+log = structlog.get_logger("kassa.worker")
 
 
 @app.task(name="drain")
@@ -26,6 +33,38 @@ def drain_lane(lane: int) -> dict[str, Any]:
 
 @app.task(name="housekeeping")
 def housekeeping() -> dict[str, int]:
-    """Forget sessions that nobody can use any more."""
-    with engine.begin() as connection:
-        return {"sessions": identity.forget_old_sessions(connection)}
+    """Forget what nobody can use any more: sessions, e-mail codes, counted tries."""
+    with autocommit(engine).connect() as connection:
+        return {
+            "sessions": sessions.forget_old(connection, configuration),
+            "codes": codes.forget_old(connection),
+            "attempts": attempts.forget_ended(connection),
+        }
+
+
+@app.task(name="mail_code", soft_time_limit=mail.SEND_SECONDS_MAX, time_limit=2 * mail.SEND_SECONDS_MAX)
+def mail_code(code_id: str) -> dict[str, Any]:
+    """Make an e-mail code and mail it. Flower shows the code's id, and never the code."""
+    return {"code": str(UUID(code_id)), "mailed": mail.mail_code(engine, configuration, str(UUID(code_id)))}
+
+
+@app.task(name="mail_forgotten_codes")
+def mail_forgotten_codes() -> dict[str, int]:
+    """Announce again the codes whose announcement the broker has lost, or whose mail could not be sent."""
+    with autocommit(engine).connect() as connection:
+        forgotten = codes.forgotten(connection)
+    for code_id in forgotten:
+        doorbell.announce("mail_code", code_id)
+    return {"codes": len(forgotten)}
+
+
+@app.task(name="fetch_rates")
+def fetch_rates() -> dict[str, Any]:
+    """Get the day's exchange rates. Where that fails those of before stay in use, and the schedule comes back to it."""
+    try:
+        sheet = rates.refresh(engine, configuration.rates_url)
+    except RatesError as error:
+        log.warning("rates_not_fetched", error=str(error))
+        return {"currencies": 0}
+    log.info("rates_fetched", date=sheet.date.isoformat(), currencies=len(sheet.rubles), skipped=sheet.skipped)
+    return {"currencies": len(sheet.rubles), "date": sheet.date.isoformat()}

@@ -18,6 +18,8 @@ from cli.stack import Stack, group
 from core import db
 from core.reconcile import violations
 from tests.conftest import LANES, TEMPLATE, create_database
+from tests.contract import Contract
+from tests.mailbox import Mailbox
 
 SETTLE_SECONDS = 20  # until everything accepted must be finished, whatever a test has broken and mended
 PASSWORD = "correct horse battery"
@@ -28,12 +30,15 @@ Answer = httpx.Response
 class Kassa:
     """The running system: its addresses, its processes, its database."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, mailbox: Mailbox) -> None:
         self.stack = stack
+        self.mailbox = mailbox
         self.url = f"http://{LOOPBACK}:{stack.environment['PORT']}"
+        self.admin = f"http://{LOOPBACK}:{stack.environment['ADMIN_PORT']}"
         self.flower = f"http://{LOOPBACK}:{stack.environment['FLOWER_PORT']}"
         self.engine = db.engine(stack.environment["DATABASE_URL"], "tests", 4)
         self.http = httpx.Client(base_url=self.url, timeout=40, limits=httpx.Limits(max_connections=200))
+        self.issued: set[str] = set()  # every token of the session, none of which may be in a log
         self._numbers = iter(range(10**9))
 
     def user(self, deposit: int = 0, name: str = "") -> "User":
@@ -80,6 +85,7 @@ class User:
         logged_in = kassa.http.post("/v1/auth/login", json={"username": self.name, "password": PASSWORD})
         self.tokens: dict[str, Any] = logged_in.json()
         self.headers = {"Authorization": f"Bearer {self.tokens['access_token']}"}
+        kassa.issued |= {self.tokens["access_token"], self.tokens["refresh_token"]}
 
     def get(self, path: str, **headers: str) -> Answer:
         """GET with the user's token."""
@@ -109,13 +115,23 @@ def until(condition: Callable[[], bool], seconds: float = SETTLE_SECONDS) -> flo
 
 
 @pytest.fixture(scope="session")
-def running(servers: Stack) -> Iterator[Kassa]:
+def mailbox() -> Iterator[Mailbox]:
+    """Where all of Kassa's mail goes."""
+    with Mailbox() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def running(servers: Stack, mailbox: Mailbox) -> Iterator[Kassa]:
     """All processes, for the whole session."""
     servers.environment |= {
         "DATABASE_URL": create_database(servers, "kassa_end_to_end", TEMPLATE),
         "PORT": str(free_port(0)),
+        "ADMIN_PORT": str(free_port(0)),
         "FLOWER_PORT": str(free_port(0)),
         "LANES": str(LANES),
+        "SMTP_URL": mailbox.url,
+        "RATES_URL": f"http://{LOOPBACK}:{free_port(0)}/scripts/XML_daily.asp",  # nobody there, until a test is
         "FLOWER_UNAUTHENTICATED_API": "1",
     }
     over = threading.Event()
@@ -125,11 +141,13 @@ def running(servers: Stack) -> Iterator[Kassa]:
             servers.watch()
 
     watcher = threading.Thread(target=watch, daemon=True)
-    kassa = Kassa(servers)
+    kassa = Kassa(servers, mailbox)
     try:
         servers.start_processes()
         for name, is_ready in checks(servers.environment, kassa.engine).items():
             wait_until_ready(servers, name, is_ready)
+        contract = Contract(kassa.http.get("/openapi.json").raise_for_status().json())
+        kassa.http.event_hooks = {"response": [contract.hold]}  # whatever a test asks is answered as documented
         watcher.start()
         yield kassa
     finally:

@@ -67,7 +67,7 @@ def data_dir() -> Iterator[Path]:
 
 
 def test_data_survives_ctrl_c_and_kill_9_of_everything(data_dir: Path):
-    ports = {"PORT": str(free_port(0)), "FLOWER_PORT": str(free_port(0))}
+    ports = {"PORT": str(free_port(0)), "ADMIN_PORT": str(free_port(0)), "FLOWER_PORT": str(free_port(0))}
     run = Run(data_dir, **ports)
     said = run.until_ready()
     assert run.url in said
@@ -77,7 +77,7 @@ def test_data_survives_ctrl_c_and_kill_9_of_everything(data_dir: Path):
     deposit = {"type": "deposit", "amount": 500}
     assert httpx.post(f"{run.url}/v1/operations", json=deposit, headers=headers).status_code == 202
     assert (data_dir / "run.env").stat().st_mode & 0o077 == 0
-    assert len(set(names(run)) & {"postgres", "redis", "api", "worker", "sweeper", "beat", "flower"}) == 7
+    assert len(set(names(run)) & {"postgres", "redis", "api", "admin", "worker", "sweeper", "beat", "flower"}) == 8
 
     again = Run(data_dir, **ports)
     output, _ = again.process.communicate(timeout=READY_SECONDS)
@@ -128,7 +128,8 @@ def test_a_taken_port_is_one_clear_line(data_dir: Path):
     ("variable", "value"), [("LANES", "none"), ("SECRET_KEY", "short"), ("PORT", "http"), ("SELF_DEPOSIT", "perhaps")]
 )
 def test_a_wrong_variable_is_named(data_dir: Path, variable: str, value: str):
-    environment = {"PORT": str(free_port(0)), "FLOWER_PORT": str(free_port(0)), variable: value}
+    ports = {name: str(free_port(0)) for name in ("PORT", "ADMIN_PORT", "FLOWER_PORT")}
+    environment = ports | {variable: value}
     output, _ = Run(data_dir, **environment).process.communicate(timeout=READY_SECONDS)
     last = output.decode().splitlines()[-1]
     assert last.startswith("kassa run: ")

@@ -10,11 +10,12 @@ import msgspec
 import pytest
 
 from cli.servers import LOOPBACK, free_port
-from core import codes
+from core import codes, identity
 from core.attempts import MAILS_PER_ADDRESS_MAX, MAILS_PER_EMAIL_MAX
 from core.errors import Refusal
+from core.passwords import hash_password
 from core.settings import Settings
-from tests.integration.conftest import Bank
+from tests.integration.conftest import Bank, aside, until
 from tests.integration.test_identity import SETTINGS, caller_of, outcome
 from tests.mailbox import Mailbox, code_in
 from worker import mail
@@ -112,6 +113,30 @@ def test_a_disabled_user_gets_nothing_for_a_right_code(bank: Bank, settings: Set
     assert outcome(lambda: confirm(bank, mailbox.codes(EMAIL)[-1])) == "invalid_code"
 
 
+def test_of_right_tries_at_once_one_gets_in_and_of_wrong_ones_each_is_counted(
+    bank: Bank, settings: Settings, mailbox: Mailbox
+):
+    for right, outcomes in ((False, ["invalid_code"] * 4), (True, ["fine"] + ["invalid_code"] * 3)):
+        ask_and_mail(bank, settings)
+        tried = mailbox.codes(EMAIL)[-1] if right else "wrong"
+        with bank.held("SELECT id FROM email_codes FOR UPDATE"):
+            tries = [aside(lambda tried=tried: outcome(lambda: confirm(bank, tried))) for _ in range(4)]
+            until(lambda: len(bank.waiting_for_lock("kassa-tests")) == 4)
+        assert sorted(found.result(10) for found in tries) == outcomes
+    assert bank.rows("SELECT wrong_tries, spent_at IS NULL FROM email_codes ORDER BY created_at") == [
+        (4, True),
+        (0, False),
+    ]
+
+
+def test_a_right_code_gives_all_tries_back_to_the_address(bank: Bank, settings: Settings, mailbox: Mailbox):
+    ask_and_mail(bank, settings)
+    assert outcome(lambda: confirm(bank, "wrong")) == "invalid_code"
+    confirm(bank, mailbox.codes(EMAIL)[-1])
+    counted = bank.rows("SELECT key, count FROM attempts WHERE key LIKE 'code/%'")
+    assert counted == [(f"code/address/{ADDRESS}", 1)]
+
+
 def test_beyond_five_mails_an_hour_a_mailbox_is_left_alone_in_silence(bank: Bank):
     asked = [ask(bank, EMAIL, f"192.0.2.{number}") for number in range(MAILS_PER_EMAIL_MAX + 2)]
     assert [code_id is not None for code_id in asked] == [True] * MAILS_PER_EMAIL_MAX + [False] * 2
@@ -200,3 +225,19 @@ def test_old_codes_are_forgotten(bank: Bank):
     with bank.autocommit.connect() as connection:
         assert codes.forget_old(connection) == 1
     assert bank.value("SELECT id FROM email_codes") == live
+
+
+def test_whoever_claimed_an_address_before_its_owner_is_locked_out(bank: Bank, settings: Settings, mailbox: Mailbox):
+    password = "mallory's password"
+    with bank.engine.begin() as connection:
+        mallory = identity.insert_user(connection, SETTINGS, "mallory", EMAIL, hash_password(password))
+    stolen = identity.log_in(bank.engine, SETTINGS, "mallory", password, ADDRESS)
+    ask_and_mail(bank, settings)
+    owners = confirm(bank, mailbox.codes(EMAIL)[-1])
+    assert caller_of(bank, owners).id == mallory
+    assert outcome(lambda: caller_of(bank, stolen)) == "invalid_token"
+    again = outcome(lambda: identity.log_in(bank.engine, SETTINGS, "mallory", password, ADDRESS))
+    assert again == "invalid_credentials"
+    ask_and_mail(bank, settings)
+    confirm(bank, mailbox.codes(EMAIL)[-1])
+    assert caller_of(bank, owners).id == mallory, "what is confirmed stays so"

@@ -6,6 +6,8 @@ revision = "0002"
 down_revision = "0001"
 
 SCHEMA = """
+ALTER TABLE users ADD COLUMN email_confirmed_at TIMESTAMP WITH TIME ZONE;
+
 ALTER TABLE operations
     ADD COLUMN service_id UUID,
     ADD COLUMN price BIGINT,
