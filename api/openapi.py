@@ -96,7 +96,9 @@ class Schemas:
         self.of = {repr(each): dialect(schema) for each, schema in zip(wanted, found, strict=True)}
         self.components = {name: dialect(schema) for name, schema in components.items()}
         for name, fields in EXACTLY_ONE.items():
-            self.components[name]["oneOf"] = [{"required": [each], "properties": {each: TEXT}} for each in fields]
+            self.components[name]["oneOf"] = [
+                {"required": [each], "not": {"properties": {each: NULL}}} for each in fields
+            ]
         for name, schema in self.components.items():
             if hasattr(answers, name):  # clients must not break when an answer shows more than today
                 schema.pop("additionalProperties", None)
@@ -109,13 +111,14 @@ class Schemas:
         """The fields of a query as parameters; they are no components of their own."""
         component = self.components[self.schema(query)["$ref"].rpartition("/")[2]]
         for name, schema in component["properties"].items():
-            alternatives = [each for each in schema.get("anyOf", []) if each != {"type": "null"}]
+            alternatives = [each for each in schema.get("anyOf", []) if each != NULL]
             if alternatives:
                 [schema] = alternatives  # absent is the only null that a query knows
             yield {"name": name, "in": "query", "required": name in component.get("required", []), "schema": schema}
 
 
 TEXT = {"type": "string"}
+NULL = {"type": "null"}
 
 
 def dialect(schema: Any) -> Any:

@@ -10,6 +10,7 @@ import falcon
 import falcon.inspect
 import falcon.testing
 import pytest
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from api import docs, openapi, schemas
@@ -119,6 +120,21 @@ def test_operations_are_told_apart_by_their_type(document: dict[str, Any]):
     body = operations(document)["POST /v1/operations"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["discriminator"]["propertyName"] == "type"
     assert sorted(body["discriminator"]["mapping"].values()) == sorted(each["$ref"] for each in body["oneOf"])
+
+
+@pytest.mark.parametrize(
+    ("receiver", "valid"),
+    [
+        ({"to_username": "bob"}, True),
+        ({"to_username": "bob", "to_user_id": None}, True),
+        ({"to_username": "bob", "to_user_id": "01a1fb36-b9a6-76c2-81f4-000000000000"}, False),
+        ({"to_username": None}, False),
+        ({}, False),
+    ],
+)
+def test_a_transfer_has_exactly_one_receiver(document: dict[str, Any], receiver: dict[str, Any], valid: bool):
+    schema = {"$ref": "#/components/schemas/Transfer", "components": document["components"]}
+    assert Draft202012Validator(schema).is_valid({"type": "transfer", "amount": 1, **receiver}) == valid
 
 
 def test_patterns_are_written_as_browsers_read_them(document: dict[str, Any]):
