@@ -200,6 +200,26 @@ class Operation(Answer, frozen=True, kw_only=True):
     links: OperationLinks
 
 
+class BatchItem(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one operation of a batch: its id and status, or its errors."""
+
+    index: int
+    id: UUID | UnsetType = UNSET
+    status: Status | UnsetType = UNSET
+    errors: list[FieldError] | UnsetType = UNSET
+
+
+class Batch(Answer, frozen=True, kw_only=True):
+    """A batch: `accepted` is how many operations were stored; `counts` is by status, and `refused`."""
+
+    batch_id: UUID
+    atomic: bool
+    accepted: int
+    counts: dict[str, int]
+    created_at: Moment
+    items: list[BatchItem]
+
+
 class Operations(Answer, frozen=True, kw_only=True):
     """A page of the history."""
 

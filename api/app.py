@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from api import docs, errors
 from api.accounts import Accounts
 from api.auth import Auth
+from api.batches import Batches
 from api.codes import Codes
 from api.dependencies import Dependencies
 from api.health import Health
@@ -57,6 +58,9 @@ def build(dependencies: Dependencies) -> falcon.App:
     operations = Operations(dependencies)
     app.add_route("/v1/operations", operations)
     app.add_route("/v1/operations/{id:uuid}", operations, suffix="one")
+    batches = Batches(dependencies)
+    app.add_route("/v1/operations/batch", batches)
+    app.add_route("/v1/batches/{id:uuid}", batches, suffix="one")
 
     on_sale = Services(dependencies)
     app.add_route("/v1/services", on_sale)

@@ -44,6 +44,8 @@ PROBLEMS = {
     "method_not_allowed": Problem(405, "The method is not allowed here"),
     "not_acceptable": Problem(406, "Not available in this form"),
     "already_finished": Problem(409, "The operation is finished"),
+    "batch_not_found": Problem(404, "There is no such batch"),
+    "atomic_not_supported": Problem(422, "All or nothing is not offered"),
     "service_not_found": Problem(404, "There is no such service"),
     "price_changed": Problem(409, "The price is changing"),
     "price_out_of_range": Problem(422, "The price cannot be paid in this currency"),

@@ -138,6 +138,14 @@ CALLS = {
     ),
     "DELETE /v1/operations/{id}": Call({200: answers.Operation}, problems=("operation_not_found", "already_finished")),
     "GET /v1/services": Call({200: answers.Services}, query=schemas.ServicesQuery),
+    "POST /v1/operations/batch": Call(
+        {202: answers.Batch},
+        schemas.NewBatch,
+        problems=("atomic_not_supported", "bad_idempotency_key", "idempotency_key_reused", "batch_not_found"),
+        request_headers=("Idempotency-Key",),
+        headers={202: ("Location", "Retry-After", "Idempotency-Replayed")},
+    ),
+    "GET /v1/batches/{id}": Call({200: answers.Batch}, problems=("batch_not_found",), tagged=True),
     "GET /v1/services/{id}": Call({200: answers.Service}, problems=("service_not_found",)),
     "POST /v1/services": Call(
         {201: answers.Service}, schemas.NewService, problems=("unknown_currency",), headers={201: ("Location",)}

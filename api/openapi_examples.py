@@ -189,6 +189,23 @@ EXAMPLES = (
         standing_still=True,
     ),
     # what it looks like afterwards
+    Example(
+        "batch",
+        "POST /v1/operations/batch",
+        202,
+        {"operations": [{"type": "deposit", "amount": 100}, {"type": "withdrawal", "amount": 0}]},
+        as_="bob",
+        header={"Idempotency-Key": "batch"},
+    ),
+    Example(
+        "atomic-batch",
+        "POST /v1/operations/batch",
+        422,
+        {"atomic": True, "operations": [{"type": "deposit", "amount": 100}]},
+        as_="bob",
+        code="atomic_not_supported",
+    ),
+    Example("batch-later", "GET /v1/batches/{id}", 200, as_="bob", path={"id": "$batch.batch_id"}),
     Example("balance", "GET /v1/balance", 200, as_="alice"),
     Example("balance-in-dollars", "GET /v1/balance", 200, as_="alice", query={"currency": "USD"}),
     Example("accounts", "GET /v1/accounts", 200, as_="alice"),

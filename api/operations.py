@@ -34,7 +34,7 @@ class Operations:
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Accept an operation: stored durably, then announced, then answered."""
         body: OperationBody = read_json(request, AnyOperation)
-        asked = self._command(request, body)
+        asked = command_of(self.dependencies, request, body, idempotency_key(request))
         wait = preferred_wait(request)
         with self.dependencies.reader.connect() as connection:
             accepted = accept(connection, asked)
@@ -44,23 +44,6 @@ class Operations:
         structlog.contextvars.bind_contextvars(operation=accepted.row.id, lane=accepted.row.lane)
         row = self._await(accepted.row, wait) if wait else accepted.row
         self._receipt(response, row, accepted.replayed, wait)
-
-    def _command(self, request: falcon.Request, body: OperationBody) -> Command:
-        """What is asked for, and in whose name. Raises Refusal: forbidden, self_deposit_forbidden."""
-        caller: Caller = request.context.caller
-        fields: dict[str, Any] = {"amount": 0} | msgspec.to_builtins(body)
-        user_id = fields.pop("user_id", None) or caller.id
-        if user_id != caller.id and not caller.acts_for_others:
-            raise Refusal("forbidden", "Only a service may act for another user.", pointer="/user_id")
-        if fields["type"] == "deposit" and caller.role == "user" and not self.dependencies.settings.self_deposit:
-            raise Refusal("self_deposit_forbidden", "Ask whoever runs this service to deposit for you.")
-        return Command(
-            **fields,
-            user_id=user_id,
-            requested_by=caller.id,
-            idempotency_key=idempotency_key(request),
-            request_id=request.context.request_id,
-        )
 
     def _await(self, row: sa.Row, seconds: int) -> sa.Row:
         """The operation once it is finished, or as it is when the time is over."""
@@ -130,3 +113,21 @@ class Operations:
         if row.status not in ("canceled", "pending"):
             raise Refusal("already_finished", f"The operation is {row.status}.", operation=views.operation(row))
         send(response, views.operation(row))
+
+
+def command_of(dependencies: Dependencies, request: falcon.Request, body: OperationBody, key: str | None) -> Command:
+    """What is asked for, and in whose name. Raises Refusal: forbidden, self_deposit_forbidden."""
+    caller: Caller = request.context.caller
+    fields: dict[str, Any] = {"amount": 0} | msgspec.to_builtins(body)
+    user_id = fields.pop("user_id", None) or caller.id
+    if user_id != caller.id and not caller.acts_for_others:
+        raise Refusal("forbidden", "Only a service may act for another user.", pointer="/user_id")
+    if fields["type"] == "deposit" and caller.role == "user" and not dependencies.settings.self_deposit:
+        raise Refusal("self_deposit_forbidden", "Ask whoever runs this service to deposit for you.")
+    return Command(
+        **fields,
+        user_id=user_id,
+        requested_by=caller.id,
+        idempotency_key=key,
+        request_id=request.context.request_id,
+    )

@@ -1,7 +1,7 @@
 """Every body and query that clients may send: strict, frozen, unknown fields refused."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -164,6 +164,16 @@ class Purchase(OperationBody, frozen=True, kw_only=True, tag="purchase"):
 
 
 AnyOperation = Deposit | Withdrawal | Transfer | Purchase
+
+
+BATCH_OPERATIONS_MAX = 10_000
+
+
+class NewBatch(Body, frozen=True, kw_only=True):
+    """`POST /v1/operations/batch`: each operation is accepted or refused for itself."""
+
+    operations: Annotated[list[Any], Meta(min_length=1, max_length=BATCH_OPERATIONS_MAX)]
+    atomic: bool = False
 
 
 class NewService(Body, frozen=True, kw_only=True):

@@ -135,7 +135,7 @@ def parameters_of(command: Command, request_hash: bytes, offered: Quote | None) 
         command.to_username,
         command.to_account_id,
         command.comment,
-        msgspec.json.encode(command.metadata).decode() if command.metadata else None,
+        metadata_json(command),
         command.idempotency_key,
         request_hash,
         command.request_id,
@@ -187,10 +187,7 @@ def replay(connection: sa.Connection, command: Command, request_hash: bytes) -> 
     if row is None:
         return None
     if bytes(row.request_hash) != request_hash:
-        raise Refusal(
-            "idempotency_key_reused",
-            "This Idempotency-Key was used with another request: send a new key, or the same body again.",
-        )
+        raise key_reused()
     return Accepted(row, replayed=True)
 
 
@@ -204,14 +201,31 @@ def explain(connection: sa.Connection, command: Command) -> Refusal:
     if command.service_id:
         services.quote(connection, command.service_id, source.currency)
         return Refusal("price_changed", "The price is changing right now: ask again.", pointer="/service_id")
-    named = (name for name in ("to_user_id", "to_username", "to_account_id") if getattr(command, name))
-    if receiver := next(named, None):
-        if is_own(connection, command, source.id):
-            return Refusal(
-                "self_transfer", "A transfer needs another receiver than its sender.", pointer=f"/{receiver}"
-            )
-        return Refusal("receiver_not_found", "There is no such receiver.", pointer=f"/{receiver}")
+    if command.type == "transfer":
+        return no_receiver(command, to_self=is_own(connection, command, source.id))
     raise AssertionError(f"a {command.type} was refused for no reason that is known")
+
+
+def no_receiver(command: Command, *, to_self: bool) -> Refusal:
+    """The refusal for a receiver who is the sender, or nobody."""
+    named = (name for name in ("to_user_id", "to_username", "to_account_id") if getattr(command, name))
+    pointer = f"/{next(named)}"
+    if to_self:
+        return Refusal("self_transfer", "A transfer needs another receiver than its sender.", pointer=pointer)
+    return Refusal("receiver_not_found", "There is no such receiver.", pointer=pointer)
+
+
+def key_reused() -> Refusal:
+    """The refusal for a key that stands for another request."""
+    return Refusal(
+        "idempotency_key_reused",
+        "This Idempotency-Key was used with another request: send a new key, or the same body again.",
+    )
+
+
+def metadata_json(command: Command) -> str | None:
+    """The command's metadata for a jsonb column."""
+    return msgspec.json.encode(command.metadata).decode() if command.metadata else None
 
 
 def is_disabled(connection: sa.Connection, user_id: str) -> bool:

@@ -46,9 +46,11 @@ WITH posted AS (
               FROM unnest($9, $10, $11, $12, $13)
                 AS o (id, status, rejection, account_version, counterparty_version)) AS o
      WHERE operations.id = o.id RETURNING 1
+), locked AS (  -- in id order, as a batch that is being accepted locks them
+    SELECT id FROM users WHERE id = ANY ($14) ORDER BY id FOR NO KEY UPDATE
 ), prefixes AS (
     UPDATE users SET done_seq = p.last
-      FROM unnest($14, $15, $16) AS p (id, first, last)
+      FROM unnest($14, $15, $16) AS p (id, first, last) JOIN locked ON locked.id = p.id
      WHERE users.id = p.id AND users.done_seq = p.first - 1 RETURNING 1
 ), clock AS (
     UPDATE lanes SET turn = greatest(turn, $18) WHERE id = $17

@@ -182,6 +182,8 @@ operations = Table(
     Column("price_currency", Text),
     Column("rate", Numeric),  # units of the account's currency for one of the price's; NULL where they are the same
     Column("rate_date", Date),
+    Column("batch_id", Id),
+    Column("batch_index", Integer),
     # A user's operations are numbered in the order of acceptance; two cannot share a place.
     UniqueConstraint("user_id", "seq", name="operations_user_id_seq_key"),
     # However often a client retries, one operation. (NULLs do not collide.)
@@ -206,6 +208,7 @@ operations = Table(
     ),
     # An applied operation points at the entry of its own account.
     CheckConstraint("(status = 'applied') = (account_version IS NOT NULL)", name="operations_applied_has_entry"),
+    Index("operations_batch_id", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     # The queue of record: what a lane still has to do, in order.
     Index("operations_pending", "lane", "turn", postgresql_where=text("status = 'pending'")),
     # History, a page at a time: one's own, and what others sent.
@@ -261,6 +264,20 @@ purchases = Table(
     # Nobody buys the same service twice.
     PrimaryKeyConstraint("user_id", "service_id", name="purchases_user_id_service_id_key"),
     Index("purchases_created_at", "created_at"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("requested_by", Id, nullable=False),
+    Column("idempotency_key", Text),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("refused", JSONB, nullable=False),  # the errors of what was not accepted, by place in the batch
+    timestamp("created_at"),
+    # However often a client retries, one batch. (NULLs do not collide.)
+    UniqueConstraint("requested_by", "idempotency_key", name="batches_requested_by_idempotency_key_key"),
 )
 
 rates = Table(

@@ -1,0 +1,95 @@
+"""Handing in many operations at once, and asking what became of them."""
+
+from collections import Counter
+from typing import Any
+from uuid import UUID
+
+import falcon
+import structlog
+
+from api.auth import EVERYONE, allowed
+from api.dependencies import Dependencies
+from api.operations import RETRY_AFTER_SECONDS, command_of
+from api.requests import convert, idempotency_key, read_json
+from api.responses import send, send_tagged
+from api.schemas import AnyOperation, NewBatch, OperationBody, Purchase
+from core import batches
+from core.errors import Refusal
+from core.identity import Caller
+from core.metrics import ACCEPTED
+from core.operations import Command
+
+BATCH_BYTES_MAX = 8 * 1024 * 1024
+
+
+class Batches:
+    """`/v1/operations/batch` and `/v1/batches/{id}`"""
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        self.dependencies = dependencies
+
+    @allowed("user", "service", "admin")
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Accept each operation of a batch for itself, all of them durably in one transaction."""
+        body: NewBatch = read_json(request, NewBatch, BATCH_BYTES_MAX)
+        if body.atomic:
+            detail = "Each operation of a batch is accepted and applied for itself: leave `atomic` out."
+            raise Refusal("atomic_not_supported", detail, pointer="/atomic")
+        caller: Caller = request.context.caller
+        key = idempotency_key(request)
+        commands, invalid = self._commands(request, body)
+        header = batches.Header(caller.id, key, request.context.request_id)
+        stored = self._store(commands, invalid, header)
+        for lane in stored.lanes:
+            self.dependencies.doorbell.ring(lane)
+        if not stored.replayed:
+            for kind, count in Counter(command.type for command in commands.values()).items():
+                ACCEPTED.labels(kind).inc(count)
+        structlog.contextvars.bind_contextvars(batch=stored.batch_id, lanes=sorted(stored.lanes))
+        send(response, self._document(stored.batch_id, caller), falcon.HTTP_202)
+        response.set_header("Location", f"/v1/batches/{stored.batch_id}")
+        response.set_header("Retry-After", RETRY_AFTER_SECONDS)
+        if stored.replayed:
+            response.set_header("Idempotency-Replayed", "true")
+
+    def _commands(
+        self, request: falcon.Request, body: NewBatch
+    ) -> tuple[dict[int, Command], dict[int, batches.Errors]]:
+        """What is asked for, by place in the batch; and the errors of the places where nothing valid is."""
+        commands: dict[int, Command] = {}
+        invalid: dict[int, batches.Errors] = {}
+        for place, item in enumerate(body.operations):
+            try:
+                operation: OperationBody = convert(item, AnyOperation)
+                if isinstance(operation, Purchase):
+                    raise Refusal("not_in_a_batch", "Hand in a purchase by itself.", pointer="/type")
+                commands[place] = command_of(self.dependencies, request, operation, None)
+            except Refusal as refusal:
+                invalid[place] = refusal.facts.get("errors") or [
+                    {"pointer": refusal.pointer or "", "code": refusal.code, "detail": refusal.detail}
+                ]
+        return commands, invalid
+
+    def _store(
+        self, commands: dict[int, Command], invalid: dict[int, batches.Errors], header: batches.Header
+    ) -> batches.Stored:
+        """The stored batch; where another request has just stored it under the same key, that one."""
+        try:
+            with self.dependencies.engine.begin() as connection:
+                return batches.accept(connection, commands, invalid, header)
+        except batches.Simultaneous:
+            with self.dependencies.engine.begin() as connection:
+                return batches.accept(connection, commands, invalid, header)
+
+    @allowed(*EVERYONE)
+    def on_get_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
+        """What has become of a batch so far: counts by status, and every item."""
+        send_tagged(request, response, self._document(str(id), request.context.caller))
+
+    def _document(self, batch_id: str, caller: Caller) -> dict[str, Any]:
+        """The batch as its sender sees it. Raises Refusal batch_not_found."""
+        with self.dependencies.reader.connect() as connection:
+            batch = batches.find(connection, batch_id)
+            if batch is None or (batch.requested_by != caller.id and not caller.reads_everything):
+                raise Refusal("batch_not_found", "You have no such batch.")
+            return batches.document(batch, batches.items(connection, batch))

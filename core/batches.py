@@ -1,0 +1,223 @@
+"""Many operations accepted in one statement, each for itself: what cannot be accepted is told, the rest is stored.
+
+The statement is that of `core/acceptance.py` for arrays. A user's operations of a batch take consecutive `seq` in the
+order of the batch; the users' rows are locked in id order, so that no two batches, and no drain, wait for each other.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from core import acceptance, views
+from core.db import Prepared, array
+from core.errors import Refusal
+from core.ids import new_id
+from core.operations import Command
+
+Errors = list[dict[str, Any]]
+
+ACCEPT = Prepared(
+    "accept_batch",
+    [
+        *("uuid", "uuid", "text"),  # batch, who asks, request id
+        *("int[]", "uuid[]", "uuid[]", "text[]", "bigint[]"),  # place in the batch, id, user, type, amount
+        *("uuid[]", "uuid[]", "text[]", "uuid[]"),  # account, receiver by user id, username or account id
+        *("text[]", "text[]", "text[]"),  # comment, metadata, hash in hexadecimal
+    ],
+    """
+WITH item AS (
+    SELECT * FROM unnest($4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+        AS i (place, id, user_id, type, amount, account_id, to_user_id, to_username, to_account_id,
+              comment, metadata, request_hash)
+), resolved AS (
+    SELECT item.*, source.id AS source_id, source.currency, receiver.id AS receiver_id,
+           coalesce(coalesce(item.to_user_id, named.id) = item.user_id OR item.to_account_id = source.id, false)
+               AS to_self
+      FROM item
+      LEFT JOIN accounts source
+        ON source.user_id = item.user_id AND source.kind = 'main'
+       AND (source.id = item.account_id OR (item.account_id IS NULL AND source.is_default))
+      LEFT JOIN users named ON lower(named.username) = lower(item.to_username)
+      LEFT JOIN LATERAL (
+        (SELECT a.id FROM accounts a
+          WHERE a.user_id = coalesce(item.to_user_id, named.id) AND a.kind = 'main' AND a.user_id <> item.user_id
+          ORDER BY a.currency = source.currency DESC, a.is_default DESC, a.id LIMIT 1)
+        UNION ALL
+        SELECT a.id FROM accounts a WHERE a.id = item.to_account_id AND a.kind = 'main' AND a.id <> source.id
+      ) AS receiver ON item.type = 'transfer'
+), sound AS (
+    SELECT * FROM resolved WHERE source_id IS NOT NULL AND (type <> 'transfer' OR receiver_id IS NOT NULL)
+), locked AS (
+    SELECT id FROM users WHERE id IN (SELECT user_id FROM sound) AND disabled_at IS NULL
+     ORDER BY id FOR NO KEY UPDATE
+), acceptable AS (
+    SELECT sound.*, row_number() OVER (PARTITION BY user_id ORDER BY place) AS nth
+      FROM sound JOIN locked ON locked.id = sound.user_id
+), wanted AS (
+    SELECT user_id, count(*) AS operations FROM acceptable GROUP BY user_id
+), taken AS (
+    UPDATE users SET next_seq = next_seq + operations,
+                     turn = greatest(users.turn + 1, lanes.turn) + operations - 1
+      FROM wanted, lanes
+     WHERE users.id = wanted.user_id AND lanes.id = users.lane
+    RETURNING users.id, users.lane, users.next_seq - operations AS seq, users.turn - operations AS turn
+), accepted AS (
+    INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
+                            currency, comment, metadata, request_hash, request_id, created_at, batch_id, batch_index)
+    SELECT a.id, a.user_id, $2, taken.seq + a.nth, taken.lane, taken.turn + a.nth, a.type, a.source_id, a.receiver_id,
+           a.amount, a.currency, a.comment, a.metadata::jsonb, decode(a.request_hash, 'hex'), $3, clock_timestamp(),
+           $1, a.place
+      FROM acceptable a JOIN taken ON taken.id = a.user_id
+    RETURNING batch_index, lane
+)
+SELECT r.place, r.source_id, r.receiver_id, r.to_self, accepted.lane
+  FROM resolved r LEFT JOIN accepted ON accepted.batch_index = r.place
+""",
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Of a whole batch: who asks, under which idempotency key, in which request."""
+
+    requested_by: str
+    idempotency_key: str | None
+    request_id: str | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored batch: its id, the lanes to be rung, and whether it was there before."""
+
+    batch_id: str
+    lanes: frozenset[int]
+    replayed: bool
+
+
+def accept(
+    connection: sa.Connection, commands: Mapping[int, Command], invalid: Mapping[int, Errors], header: Header
+) -> Stored:
+    """Store the batch and what can be accepted of it, in the caller's transaction.
+
+    commands: by place in the batch. invalid: the errors of the other places.
+    Raises Refusal idempotency_key_reused; Simultaneous.
+    """
+    request_hash = hash_of(commands, invalid)
+    if replayed := replay(connection, header, request_hash):
+        return replayed
+    batch_id = new_id()
+    rows = ACCEPT.execute(connection, (batch_id, header.requested_by, header.request_id, *columns(commands))).all()
+    refused = dict(invalid) | {row.place: [error_of(row, commands[row.place])] for row in rows if row.lane is None}
+    try:
+        connection.execute(
+            sa.text(
+                "INSERT INTO batches (id, requested_by, idempotency_key, request_hash, size, refused)"
+                " VALUES (:id, :by, :key, :hash, :size, CAST(:refused AS jsonb))"
+            ),
+            {
+                "id": batch_id,
+                "by": header.requested_by,
+                "key": header.idempotency_key,
+                "hash": request_hash,
+                "size": len(commands) + len(invalid),
+                "refused": msgspec.json.encode({str(place): refused[place] for place in sorted(refused)}).decode(),
+            },
+        )
+    except IntegrityError as error:
+        if acceptance.constraint_of(error) == "batches_requested_by_idempotency_key_key":
+            raise Simultaneous from None
+        raise
+    return Stored(batch_id, frozenset(row.lane for row in rows if row.lane is not None), replayed=False)
+
+
+class Simultaneous(Exception):
+    """Another request has just stored a batch under this key: undo everything, and ask again."""
+
+
+def hash_of(commands: Mapping[int, Command], invalid: Mapping[int, Errors]) -> bytes:
+    """SHA-256 of everything that was asked for."""
+    asked = [[place, acceptance.hash_of(command).hex(), command.user_id] for place, command in commands.items()]
+    return hashlib.sha256(msgspec.json.encode([sorted(asked), sorted(invalid)])).digest()
+
+
+def replay(connection: sa.Connection, header: Header, request_hash: bytes) -> Stored | None:
+    """The batch that the caller's key stands for already, or None. Raises Refusal idempotency_key_reused."""
+    if header.idempotency_key is None:
+        return None
+    row = connection.execute(
+        sa.text("SELECT id, request_hash FROM batches WHERE requested_by = :by AND idempotency_key = :key"),
+        {"by": header.requested_by, "key": header.idempotency_key},
+    ).one_or_none()
+    if row is None:
+        return None
+    if bytes(row.request_hash) != request_hash:
+        raise acceptance.key_reused()
+    return Stored(row.id, frozenset(), replayed=True)
+
+
+def columns(commands: Mapping[int, Command]) -> list[Any]:
+    """The commands as arrays, in the order of ACCEPT's parameters from the fourth on."""
+    asked = commands.values()
+    return [
+        array(commands),
+        array(new_id() for _ in asked),
+        array(command.user_id for command in asked),
+        array(command.type for command in asked),
+        array(command.amount for command in asked),
+        array(command.account_id for command in asked),
+        array(command.to_user_id for command in asked),
+        [command.to_username for command in asked],
+        array(command.to_account_id for command in asked),
+        [command.comment for command in asked],
+        [acceptance.metadata_json(command) for command in asked],
+        array(acceptance.hash_of(command).hex() for command in asked),
+    ]
+
+
+def error_of(row: sa.Row, command: Command) -> dict[str, Any]:
+    """Why an item was not accepted, in the order of precedence of `core/acceptance.py`."""
+    if row.source_id is None:
+        refusal = acceptance.no_account(command)
+    elif command.type == "transfer" and row.receiver_id is None:
+        refusal = acceptance.no_receiver(command, to_self=row.to_self)
+    else:
+        refusal = Refusal("user_disabled", "The user is disabled, and can do nothing.")
+    return {"pointer": refusal.pointer or "", "code": refusal.code, "detail": refusal.detail}
+
+
+def find(connection: sa.Connection, batch_id: str) -> sa.Row | None:
+    """The batch's row, or None."""
+    return connection.execute(sa.text("SELECT * FROM batches WHERE id = :id"), {"id": batch_id}).one_or_none()
+
+
+def items(connection: sa.Connection, batch: sa.Row) -> list[dict[str, Any]]:
+    """What became of each item, in the order of the batch: its operation and status, or its errors."""
+    query = "SELECT batch_index, id, status FROM operations WHERE batch_id = :id"
+    found: dict[int, dict[str, Any]] = {
+        row.batch_index: {"index": row.batch_index, "id": row.id, "status": row.status}
+        for row in connection.execute(sa.text(query), {"id": batch.id})
+    }
+    for place, errors in (views.as_json(batch.refused) or {}).items():
+        found[int(place)] = {"index": int(place), "errors": errors}
+    return [found[place] for place in sorted(found)]
+
+
+def document(batch: sa.Row, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch as its sender sees it: counts by status, and every item."""
+    counts: dict[str, int] = {}
+    for result in results:
+        status = result.get("status", "refused")
+        counts[status] = counts.get(status, 0) + 1
+    return {
+        "batch_id": batch.id,
+        "atomic": False,
+        "accepted": len(results) - counts.get("refused", 0),
+        "counts": counts,
+        "created_at": views.moment(batch.created_at),
+        "items": list(results),
+    }
