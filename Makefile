@@ -32,7 +32,10 @@ check: .venv  ## lint, types, import rules, schema against migrations, Dockerfil
 	@$(BIN)/hadolint Dockerfile.api Dockerfile.worker
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
+bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 4 minutes; needs wrk)
+	@exec ./kassa bench
+
 clean:  ## remove .venv and caches; the data in .data stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help run test check clean
+.PHONY: help run test check bench clean

@@ -19,6 +19,7 @@ COMMANDS = {
     "create-admin": "make an administrator, or promote a user to one",
     "rates": "load, fetch and show exchange rates",
     "seed": "fill a demo through the public API",
+    "bench": "measure Kassa beside bare SQL transactions",
     "replay": "play bank statements through the public API and compare every balance",
 }
 
@@ -34,7 +35,7 @@ def main() -> int:
         module.add_arguments(subparser)
         subparser.set_defaults(main=module.main)
     arguments = parser.parse_args()
-    if arguments.command != "run":
+    if arguments.command not in ("run", "bench"):
         attach()
     try:
         return int(arguments.main(arguments))

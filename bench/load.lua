@@ -1,0 +1,64 @@
+-- The requests of wrk: each of another user. KIND is single, wait, batch, hot or reads; USERS names a file with a
+-- line for each user: access token, account id.
+local kind, path = os.getenv("KIND"), os.getenv("USERS")
+local tokens, accounts, ids = {}, {}, {}
+for line in io.lines(path) do
+  local token, account, id = line:match("(%S+) (%S+) (%S+)")
+  tokens[#tokens + 1], accounts[#accounts + 1], ids[#ids + 1] = token, account, id
+end
+local service, batch_size = os.getenv("SERVICE"), 1000
+local threads = 0
+
+function setup(thread)
+  threads = threads + 1
+  thread:set("number", threads)
+end
+
+function init()
+  math.randomseed(os.time() * 1000 + number)
+end
+
+local function anyone() return math.random(#tokens) end
+
+local function transfer(sender)
+  return string.format('{"type":"transfer","amount":1,"to_account_id":"%s"}', accounts[sender % #accounts + 1])
+end
+
+local function batch()
+  local items = {}
+  for i = 1, batch_size do
+    local sender = anyone()
+    local receiver = kind == "hot" and 1 or sender % #accounts + 1
+    if sender == receiver then sender = 2 end
+    items[i] = string.format('{"type":"transfer","amount":1,"user_id":"%s","to_account_id":"%s"}',
+      ids[sender], accounts[receiver])
+  end
+  return '{"operations":[' .. table.concat(items, ",") .. "]}"
+end
+
+function request()
+  local user = anyone()
+  local headers = {["Authorization"] = "Bearer " .. tokens[user], ["Content-Type"] = "application/json"}
+  if kind == "reads" then
+    return wrk.format("GET", "/v1/accounts/" .. accounts[user], headers)
+  elseif kind == "wait" then
+    headers["Prefer"] = "wait=5"
+    return wrk.format("POST", "/v1/operations", headers, '{"type":"deposit","amount":1}')
+  elseif kind == "single" then
+    return wrk.format("POST", "/v1/operations", headers, transfer(user))
+  end
+  headers["Authorization"] = "Bearer " .. service
+  return wrk.format("POST", "/v1/operations/batch", headers, batch())
+end
+
+local refused = 0
+function response(status)
+  if status >= 400 then refused = refused + 1 end
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  print(string.format('RESULT {"requests": %d, "microseconds": %d, "p50": %d, "p99": %d, "errors": %d}',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    errors.status + errors.connect + errors.read + errors.write + errors.timeout))
+end
