@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from admin.changes import NotChanged
 from admin.guard import Guard
 from admin.login import Login
 from admin.views import PAGES
@@ -73,8 +74,8 @@ async def live(_request: Request) -> Response:
 
 
 def is_no_refusal(record: logging.LogRecord) -> bool:
-    """Keep a refusal, which the page shows to whoever asked, out of the log of errors."""
-    return not (record.exc_info and isinstance(record.exc_info[1], Refusal))
+    """Keep a refusal, which the page shows to whoever asked, out of the log of errors; ours or the database's."""
+    return not (record.exc_info and isinstance(record.exc_info[1], Refusal | NotChanged))
 
 
 def create_app() -> Starlette:

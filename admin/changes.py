@@ -1,5 +1,6 @@
 """The few things that administrators change, each in one transaction; who changed what is logged."""
 
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +13,30 @@ from core.accounts import open_account
 from core.errors import Refusal
 
 log = structlog.get_logger("kassa.admin")
+
+
+class NotChanged(Exception):
+    """The database refused. What it says of a row may hold secrets: it is neither shown nor logged."""
+
+    def __init__(self) -> None:
+        super().__init__("The database refused this change; nothing was changed.")
+
+
+def attempt(change: Callable[..., Any], engine: sa.Engine, by: sa.Row, *arguments: Any) -> Any:
+    """Make one of the changes below. Raises Refusal, or NotChanged, of which only the kind is logged."""
+    try:
+        return change(engine, by, *arguments)
+    except sa.exc.SQLAlchemyError as error:
+        cause = getattr(error, "orig", None)
+        log.error(
+            "change_failed",
+            by=by.username,
+            change=change.__name__,
+            error=type(error).__name__,
+            pgcode=getattr(cause, "pgcode", None),
+            constraint=getattr(getattr(cause, "diag", None), "constraint_name", None),
+        )
+        raise NotChanged from None
 
 
 def change_user(engine: sa.Engine, by: sa.Row, user_id: str, given: dict[str, Any]) -> None:

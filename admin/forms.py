@@ -13,8 +13,15 @@ ROLES = ["user", "service", "auditor", "admin"]
 PERSONS_NAME_CHARACTERS_MAX = 150
 NAME_CHARACTERS_MAX = 100
 DESCRIPTION_CHARACTERS_MAX = 2_000
-WIDE = {"class": "form-control"}
 DECIMAL = re.compile(r"([0-9]{1,16})(?:\.([0-9]{1,4}))?")
+
+
+def or_empty(text: str | None) -> str:
+    """What was not sent is empty."""
+    return text or ""
+
+
+TEXT: dict[str, Any] = {"filters": [or_empty], "render_kw": {"class": "form-control"}}
 
 
 def storable(_form: Form, field: Field) -> None:
@@ -46,8 +53,8 @@ def minor_units(text: str, currency: str) -> int:
 class UserForm(Form):
     """What an administrator changes in a user."""
 
-    first_name = StringField("First name", [Length(max=PERSONS_NAME_CHARACTERS_MAX), storable], render_kw=WIDE)
-    last_name = StringField("Last name", [Length(max=PERSONS_NAME_CHARACTERS_MAX), storable], render_kw=WIDE)
+    first_name = StringField("First name", [Length(max=PERSONS_NAME_CHARACTERS_MAX), storable], **TEXT)
+    last_name = StringField("Last name", [Length(max=PERSONS_NAME_CHARACTERS_MAX), storable], **TEXT)
     role = SelectField("Role", choices=[(role, role) for role in ROLES], render_kw={"class": "form-select"})
     disabled = BooleanField("Disabled")
 
@@ -55,18 +62,18 @@ class UserForm(Form):
 class AccountForm(Form):
     """An account to open for a user; its balance is zero, and money gets there by operations alone."""
 
-    user = StringField("Username, or id of the user", [InputRequired(), Length(max=254), storable], render_kw=WIDE)
-    currency = StringField("Currency", [InputRequired(), known_currency], default=DEFAULT_CURRENCY, render_kw=WIDE)
-    name = StringField("Name", [Length(max=NAME_CHARACTERS_MAX), storable], render_kw=WIDE)
+    user = StringField("Username, or id of the user", [InputRequired(), Length(max=254), storable], **TEXT)
+    currency = StringField("Currency", [InputRequired(), known_currency], default=DEFAULT_CURRENCY, **TEXT)
+    name = StringField("Name", [Length(max=NAME_CHARACTERS_MAX), storable], **TEXT)
 
 
 class ServiceForm(Form):
     """A service on sale; purchases made so far keep what they paid."""
 
-    name = StringField("Name", [InputRequired(), Length(max=NAME_CHARACTERS_MAX), storable], render_kw=WIDE)
-    description = TextAreaField("Description", [Length(max=DESCRIPTION_CHARACTERS_MAX), storable], render_kw=WIDE)
-    price = StringField("Price, such as 100.50", [InputRequired()], render_kw=WIDE)
-    currency = StringField("Currency", [InputRequired(), known_currency], default=DEFAULT_CURRENCY, render_kw=WIDE)
+    name = StringField("Name", [InputRequired(), Length(max=NAME_CHARACTERS_MAX), storable], **TEXT)
+    description = TextAreaField("Description", [Length(max=DESCRIPTION_CHARACTERS_MAX), storable], **TEXT)
+    price = StringField("Price, such as 100.50", [InputRequired()], **TEXT)
+    currency = StringField("Currency", [InputRequired(), known_currency], default=DEFAULT_CURRENCY, **TEXT)
     active = BooleanField("Active", default=True)
 
     def validate_price(self, field: Any) -> None:

@@ -7,6 +7,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 READING = ("GET", "HEAD", "OPTIONS")
+FORM = "application/x-www-form-urlencoded"  # nowhere is a file taken
 BODY_BYTES_MAX = 64 * 1024  # the longest form is a service with its description
 
 HEADERS = {
@@ -57,6 +58,8 @@ def refused(scope: Scope, headers: Headers) -> PlainTextResponse | None:
         return PlainTextResponse("Say how long the body is.\n", 411)
     if int(length) > BODY_BYTES_MAX:
         return PlainTextResponse("The body is too long.\n", 413)
+    if scope["method"] == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+        return PlainTextResponse(f"Send a form, without files: {FORM}.\n", 415)
     return None
 
 

@@ -72,7 +72,7 @@ class Page(ModelView):
     async def change(self, request: Request, function: Callable[..., Any], *arguments: Any) -> Any:
         """Have admin/changes.py change something in the name of whoever asks, in a thread, where it may wait."""
         by, engine = request.state.administrator, request.app.state.engine
-        return await anyio.to_thread.run_sync(function, engine, by, *arguments)
+        return await anyio.to_thread.run_sync(changes.attempt, function, engine, by, *arguments)
 
 
 class Users(Page, model=User):

@@ -11,7 +11,7 @@ from api.dependencies import Dependencies
 from api.requests import read_json
 from api.responses import send
 from api.schemas import Credentials, NewPassword, RefreshToken, Registration
-from core import identity, passwords, sessions, views
+from core import identity, sessions, views
 from core.errors import Refusal
 from core.settings import Settings
 
@@ -52,6 +52,14 @@ def authenticate(dependencies: Dependencies, request: falcon.Request) -> identit
     return caller
 
 
+def caller_if_any(dependencies: Dependencies, request: falcon.Request) -> identity.Caller | None:
+    """The caller of a request that needs none; None, too, where the token is not valid."""
+    try:
+        return authenticate(dependencies, request)
+    except Refusal:
+        return None
+
+
 def client_address(settings: Settings, request: falcon.Request) -> str:
     """The IP address of the client, by which tries are counted: a header is believed only from a proxy of ours."""
     named = request.get_header("X-Real-IP") if settings.behind_proxy else None
@@ -67,7 +75,8 @@ class Auth:
     def on_post_register(self, request: falcon.Request, response: falcon.Response) -> None:
         """Make a user with a default account."""
         asked: Registration = read_json(request, Registration)
-        password_hash = passwords.hash_password(asked.password)
+        address = client_address(self.dependencies.settings, request)
+        password_hash = identity.hash_first_password(self.dependencies.engine, asked.password, address)
         with self.dependencies.engine.begin() as connection:
             user_id = identity.insert_user(
                 connection, self.dependencies.settings, asked.username, asked.email, password_hash

@@ -40,6 +40,7 @@ class Batches:
         commands, invalid = self._commands(request, body)
         header = batches.Header(caller.id, key, request.context.request_id)
         stored = self._store(commands, invalid, header)
+        request.context.stored = True
         for lane in stored.lanes:
             self.dependencies.doorbell.ring(lane)
         if not stored.replayed:

@@ -2,7 +2,7 @@
 
 import falcon
 
-from api.auth import client_address, send_secret
+from api.auth import caller_if_any, client_address, send_secret
 from api.dependencies import Dependencies
 from api.requests import read_json
 from api.responses import send
@@ -28,10 +28,20 @@ class Codes:
         send(response, {"detail": ON_ITS_WAY}, falcon.HTTP_202)
 
     def on_post_token(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Exchange a code for a session's tokens, and make the user on the first confirmation."""
+        """Exchange a code for a session's tokens, and make the user on the first confirmation.
+
+        An address that a user gave at registration or in the profile is confirmed for that user if the user's own
+        access token comes along. Otherwise it is taken from the profile, and goes to a new user.
+        """
         asked: CodeCredentials = read_json(request, CodeCredentials)
         address = client_address(self.dependencies.settings, request)
+        caller = caller_if_any(self.dependencies, request)
         tokens = codes.confirm(
-            self.dependencies.engine, self.dependencies.settings, asked.email, asked.confirmation_code, address
+            self.dependencies.engine,
+            self.dependencies.settings,
+            asked.email,
+            asked.confirmation_code,
+            address,
+            caller.id if caller else None,
         )
         send_secret(response, tokens)

@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import falcon
 import msgspec
+import psycopg2
 import sqlalchemy as sa
 import structlog
 
-from core.db import is_connection_lost
+from core.db import is_connection_lost, never_connected
 from core.errors import Refusal
 
 PROBLEM_JSON = "application/problem+json"
@@ -43,6 +44,7 @@ PROBLEMS = {
     "user_not_found": Problem(404, "There is no such user"),
     "method_not_allowed": Problem(405, "The method is not allowed here"),
     "not_acceptable": Problem(406, "Not available in this form"),
+    "request_timeout": Problem(408, "The body did not arrive"),
     "already_finished": Problem(409, "The operation is finished"),
     "batch_not_found": Problem(404, "There is no such batch"),
     "atomic_not_supported": Problem(422, "All or nothing is not offered"),
@@ -69,11 +71,12 @@ PROBLEMS = {
     "outcome_unknown": Problem(503, "The database went away in the middle"),
     "not_ready": Problem(503, "Not ready"),
     "rates_unavailable": Problem(503, "No exchange rate is known"),
+    "busy": Problem(503, "Too many passwords at once"),
     "not_yet": Problem(504, "Not finished yet"),
 }
 
 DEFINITE_STATUS_MAX = 499  # a refusal up to here stored nothing, and says so
-DEFINITE_CODES = {"rates_unavailable"}  # beyond it, these too
+DEFINITE_CODES = {"rates_unavailable", "busy"}  # beyond it, these too
 
 STATUS_CODES = {
     400: "malformed_request",
@@ -134,13 +137,14 @@ def on_http_error(_request: falcon.Request, response: falcon.Response, error: fa
 
 
 def on_database_error(
-    request: falcon.Request, response: falcon.Response, error: sa.exc.SQLAlchemyError, params: Any
+    request: falcon.Request, response: falcon.Response, error: sa.exc.SQLAlchemyError | psycopg2.Error, params: Any
 ) -> None:
-    """The database is away. Only where no statement can have reached it is that a definite no."""
-    if isinstance(error, sa.exc.TimeoutError) or never_connected(error):
+    """The database is away. That is a definite no only where no statement of the request can have reached it."""
+    stored = getattr(request.context, "stored", False)
+    if not stored and (isinstance(error, sa.exc.TimeoutError) or never_connected(error)):
         log.warning("database_unavailable", error=repr(error))
         answer(response, problem("database_unavailable", "Nothing was stored: try again in a second.", accepted=False))
-    elif is_connection_lost(error):
+    elif stored or isinstance(error, psycopg2.Error) or is_connection_lost(error):
         log.warning("outcome_unknown", error=repr(error))
         detail = "It is unknown whether the request was stored: repeat it with the same Idempotency-Key."
         answer(response, problem("outcome_unknown", detail))
@@ -149,11 +153,6 @@ def on_database_error(
         answer(response, problem("database_unavailable", "Nothing was stored: try again in a second.", accepted=False))
     else:
         on_bug(request, response, error, params)
-
-
-def never_connected(error: sa.exc.SQLAlchemyError) -> bool:
-    """Whether the failure was in connecting, before any statement: only then does SQLAlchemy name no statement."""
-    return isinstance(error, sa.exc.OperationalError) and error.statement is None
 
 
 def on_bug(request: falcon.Request, response: falcon.Response, _error: Exception, _params: Any) -> None:
@@ -167,4 +166,5 @@ def install(app: falcon.App) -> None:
     app.add_error_handler(Exception, on_bug)
     app.add_error_handler(falcon.HTTPError, on_http_error)
     app.add_error_handler(sa.exc.SQLAlchemyError, on_database_error)
+    app.add_error_handler(psycopg2.Error, on_database_error)
     app.add_error_handler(Refusal, on_refusal)

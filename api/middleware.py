@@ -1,5 +1,6 @@
 """What happens around every request: an id, one log line, and counts."""
 
+import contextlib
 import re
 import time
 from typing import Any
@@ -21,7 +22,8 @@ DISCARDED_BYTES_MAX = 8 * 1024 * 1024  # what nginx lets through
 def discard_body(request: falcon.Request) -> None:
     """Read what is left of a body that was refused unread: closing on it would cost the client its answer."""
     if (request.content_length or 0) <= DISCARDED_BYTES_MAX:
-        request.bounded_stream.exhaust()
+        with contextlib.suppress(OSError):
+            request.bounded_stream.exhaust()
 
 
 class RequestLog:

@@ -16,7 +16,14 @@ EVERY_CALL = ("malformed_request", "uri_too_long", "expectation_failed", "header
 ELSEWHERE = ("not_found", "method_not_allowed", "not_acceptable")
 """What is said where there is no such call."""
 WITH_TOKEN = ("missing_token", "invalid_token")
-WITH_BODY = ("length_required", "body_too_large", "unsupported_media_type", "malformed_json", "validation_failed")
+WITH_BODY = (
+    "length_required",
+    "request_timeout",
+    "body_too_large",
+    "unsupported_media_type",
+    "malformed_json",
+    "validation_failed",
+)
 WITH_DATABASE = ("database_unavailable", "outcome_unknown")
 
 ACCEPTED_HEADERS = ("Location", "Retry-After", "Vary", "Idempotency-Replayed")
@@ -60,16 +67,18 @@ OPERATION_PROBLEMS = (
 
 CALLS = {
     "POST /v1/auth/register": Call(
-        {201: answers.Registered}, schemas.Registration, problems=("username_taken", "email_taken")
+        {201: answers.Registered},
+        schemas.Registration,
+        problems=("username_taken", "email_taken", "too_many_tries", "busy"),
     ),
     "POST /v1/auth/login": Call(
-        {200: answers.Tokens}, schemas.Credentials, problems=("invalid_credentials", "too_many_tries")
+        {200: answers.Tokens}, schemas.Credentials, problems=("invalid_credentials", "too_many_tries", "busy")
     ),
     "POST /v1/auth/refresh": Call({200: answers.Tokens}, schemas.RefreshToken, problems=("invalid_refresh_token",)),
     "POST /v1/auth/logout": Call({204: None}),
     "POST /v1/auth/logout/everywhere": Call({204: None}),
     "POST /v1/auth/password": Call(
-        {204: None}, schemas.NewPassword, problems=("invalid_credentials", "too_many_tries")
+        {204: None}, schemas.NewPassword, problems=("invalid_credentials", "too_many_tries", "busy")
     ),
     "POST /v1/auth/email": Call({202: answers.OnItsWay}, schemas.CodeWish, problems=("too_many_tries",)),
     "POST /v1/auth/token": Call(

@@ -205,6 +205,7 @@ EXAMPLES = (
         as_="bob",
         code="atomic_not_supported",
     ),
+    operation("after-the-batch", as_="bob", type="deposit", amount=1),
     Example("batch-later", "GET /v1/batches/{id}", 200, as_="bob", path={"id": "$batch.batch_id"}),
     Example("balance", "GET /v1/balance", 200, as_="alice"),
     Example("balance-in-dollars", "GET /v1/balance", 200, as_="alice", query={"currency": "USD"}),

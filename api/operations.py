@@ -5,6 +5,7 @@ from uuid import UUID
 
 import falcon
 import msgspec
+import psycopg2
 import sqlalchemy as sa
 import structlog
 
@@ -21,6 +22,8 @@ from core.metrics import ACCEPTED
 from core.operations import Command
 
 RETRY_AFTER_SECONDS = "1"
+log = structlog.get_logger("kassa.api")
+
 CANCEL_WAIT_SECONDS = 2  # a lane that stands still for longer finishes it later, and the client need not wait
 
 
@@ -38,6 +41,7 @@ class Operations:
         wait = preferred_wait(request)
         with self.dependencies.reader.connect() as connection:
             accepted = accept(connection, asked)
+        request.context.stored = True
         if not accepted.replayed:
             ACCEPTED.labels(asked.type).inc()
             self.dependencies.doorbell.ring(accepted.row.lane)
@@ -49,8 +53,11 @@ class Operations:
         """The operation once it is finished, or as it is when the time is over."""
         if row.status == "pending":
             self.dependencies.waiting.until_finished(row.id, seconds)
-            with self.dependencies.reader.connect() as connection:
-                return views.find_operation(connection, row.id) or row
+            try:
+                with self.dependencies.reader.connect() as connection:
+                    return views.find_operation(connection, row.id) or row
+            except (sa.exc.SQLAlchemyError, psycopg2.Error):  # it is stored, whatever has happened to the database
+                log.warning("outcome_not_read", operation=row.id)
         return row
 
     def _receipt(self, response: falcon.Response, row: sa.Row, replayed: bool, wait: int | None) -> None:
@@ -93,11 +100,17 @@ class Operations:
         fields["account_id"] = str(fields["account_id"]) if fields["account_id"] else None
         caller: Caller = request.context.caller
         with self.dependencies.reader.connect() as connection:
-            page = history.page(connection, caller.id, history.Query(**fields))
+            owner = self._owner(connection, caller, fields["account_id"])
+            page = history.page(connection, owner, history.Query(**fields))
         send(response, {"items": page.items, "next_cursor": page.next_cursor})
         if page.next_cursor:
             following = dict(request.params) | {"cursor": page.next_cursor}
             response.append_link(f"/v1/operations{falcon.to_query_str(following)}", "next")
+
+    def _owner(self, connection: sa.Connection, caller: Caller, account_id: str | None) -> str:
+        """Whose history is read: the caller's, or, by those who read everything, that of the account's owner."""
+        account = views.find_account(connection, account_id) if account_id and caller.reads_everything else None
+        return account.user_id if account is not None else caller.id
 
     @allowed("user", "service", "admin")
     def on_delete_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
@@ -106,8 +119,11 @@ class Operations:
         row = self._find(caller, str(id))
         if row.user_id != caller.id and not caller.acts_for_others:
             raise Refusal("operation_not_found", "You have no such operation.")
+        if row.status != "pending":
+            raise Refusal("already_finished", f"The operation is {row.status}.", operation=views.operation(row))
         with self.dependencies.engine.begin() as connection:
             request_cancellation(connection, row.id, row.lane)
+        request.context.stored = True
         self.dependencies.doorbell.ring(row.lane)
         row = self._await(self._find(caller, row.id), CANCEL_WAIT_SECONDS)
         if row.status not in ("canceled", "pending"):

@@ -22,7 +22,7 @@ PATH = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
 NAMED_FIELD = re.compile(r"(?:unknown|required) field `(?P<name>[^`]*)`")
 STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
-WAIT_PREFERENCE = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+WAIT_PREFERENCE = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,20})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
 def read_json(request: falcon.Request, schema: type[T] | Any, bytes_max: int = BODY_BYTES_MAX) -> T:
@@ -37,14 +37,17 @@ def read_json(request: falcon.Request, schema: type[T] | Any, bytes_max: int = B
 def read_body(request: falcon.Request, bytes_max: int) -> bytes:
     """The body's bytes, once their length and type are known to be right."""
     length = request.content_length
-    if length is None and request.get_header("Transfer-Encoding"):
+    if length is None:
         raise Refusal("length_required", "Send the body with a Content-Length, not in chunks.")
     if length is not None and length > bytes_max:
         raise Refusal("body_too_large", f"A body here has at most {bytes_max} bytes.", limit=bytes_max)
     content_type = (request.content_type or "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise Refusal("unsupported_media_type", "Send a JSON body with Content-Type: application/json.")
-    body = request.bounded_stream.read()
+    try:
+        body = request.bounded_stream.read()
+    except OSError:  # api/server.py lets a client pause for so long
+        raise Refusal("request_timeout", "The body did not arrive in time.") from None
     if len(body) != (length or 0):
         raise Refusal("malformed_request", "The body is shorter than its Content-Length.")
     return body

@@ -1,6 +1,8 @@
 """gunicorn's threaded worker, answering what is no HTTP at all with a problem document like everything else."""
 
 import http
+import socket
+import struct
 from typing import Any
 
 import msgspec
@@ -9,6 +11,9 @@ from gunicorn.util import write_nonblock
 from gunicorn.workers.gthread import ThreadWorker
 
 from api.errors import PROBLEM_JSON, STATUS_CODES, problem
+
+CLIENT_PAUSE_SECONDS_MAX = 10  # a client that sends nothing for so long gives its thread back
+CLIENT_PAUSE = struct.pack("ll", CLIENT_PAUSE_SECONDS_MAX, 0)  # a timeval
 
 STATUSES: dict[type[Exception], int] = {
     parsing.LimitRequestLine: 414,
@@ -19,6 +24,11 @@ STATUSES: dict[type[Exception], int] = {
 
 class Worker(ThreadWorker):
     """A ThreadWorker whose refusals are `application/problem+json`, and never a 5xx for what a client sent."""
+
+    def handle(self, connection: Any) -> Any:
+        """Serve a connection, whose client may not pause for longer than CLIENT_PAUSE_SECONDS_MAX in a request."""
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, CLIENT_PAUSE)
+        return super().handle(connection)
 
     def handle_error(self, request: Any, client: Any, address: Any, error: BaseException) -> None:
         """Answer a request that could not be parsed, and have the connection closed."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from cli.servers import CannotStart
+from cli.stack import ROOT
 from core.settings import SettingsError
 
 COMMANDS = {
@@ -41,8 +42,10 @@ def main() -> int:
         return int(arguments.main(arguments))
     except (CannotStart, SettingsError) as error:
         print(f"kassa {arguments.command}: {error}", file=sys.stderr)
-    except sa.exc.OperationalError as error:
-        print(f"kassa {arguments.command}: the database does not answer: {error.orig}", file=sys.stderr)
+    except sa.exc.DBAPIError as error:
+        print(f"kassa {arguments.command}: the database refused or does not answer: {error.orig}", file=sys.stderr)
+    except OSError as error:
+        print(f"kassa {arguments.command}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"kassa {arguments.command}: interrupted", file=sys.stderr)
         return 130
@@ -51,7 +54,7 @@ def main() -> int:
 
 def attach() -> None:
     """Where nothing else is said, work on the Kassa that `make run` started: its run.env and secret."""
-    data_dir = Path(os.environ.get("DATA_DIR") or ".data")
+    data_dir = Path(os.environ.get("DATA_DIR") or ROOT / ".data")
     run_env, secret = data_dir / "run.env", data_dir / "secret.key"
     for line in run_env.read_text().splitlines() if run_env.exists() else []:
         name, _, value = line.partition("=")

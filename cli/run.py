@@ -6,6 +6,7 @@ Ctrl-C stops it.
 
 import argparse
 import os
+import shutil
 import signal
 import time
 import urllib.error
@@ -16,6 +17,7 @@ from types import FrameType
 
 import sqlalchemy as sa
 
+from cli import servers
 from cli.migrate import migrate, wait_for
 from cli.servers import LOOPBACK, CannotStart
 from cli.stack import ROOT, Stack, port_or_fail
@@ -24,6 +26,7 @@ from core.broker import celery_app
 
 READY_SECONDS = 60
 WATCH_SECONDS = 0.2
+PORTS = {"PORT": 8000, "ADMIN_PORT": 8001, "FLOWER_PORT": 5555}
 STARTS_MAX = 3  # a process that has died this often before all were ready will not become ready
 
 
@@ -34,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(_arguments: argparse.Namespace) -> int:
     """Start, say where everything is, and watch until Ctrl-C."""
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)  # a shell's background job inherits it as ignored
     environment = dict(os.environ)
     stack = Stack(Path(environment.get("DATA_DIR") or ROOT / ".data"), environment, say=say)
     try:
@@ -66,8 +70,10 @@ def start(stack: Stack) -> None:
     """Bring everything up, in order, and return when all of it is ready. Raises CannotStart."""
     environment = stack.environment
     stack.claim()
-    for name, default in (("PORT", 8000), ("ADMIN_PORT", 8001), ("FLOWER_PORT", 5555)):
+    for name, default in PORTS.items():
         environment[name] = str(port_or_fail(name, environment, default))
+    if len({environment[name] for name in PORTS}) < len(PORTS):
+        raise CannotStart(f"{', '.join(PORTS)} must be different ports: choose others.")
     stack.start_servers()
     configuration = settings.load(environment)
     engine = db.engine(configuration.database_url, "run", 1)
@@ -130,6 +136,7 @@ def is_connected(engine: sa.Engine, application: str) -> bool:
 def welcome(environment: dict[str, str]) -> str:
     """Where everything is, and a first thing to try."""
     api = f"http://{LOOPBACK}:{environment['PORT']}"
+    psql = shutil.which("psql") or servers.postgres_binaries() / "psql"
     data_dir = environment["DATA_DIR"]
     mail = "by SMTP_URL" if environment.get("SMTP_URL") else f"{data_dir}/mail      (set SMTP_URL to have it sent)"
     return f"""
@@ -138,7 +145,7 @@ Kassa runs. Ctrl-C stops it; data, logs and secrets are in {data_dir}
   API      {api}      ({api}/health/ready)
   Admin    http://{LOOPBACK}:{environment["ADMIN_PORT"]}      (make an administrator: ./kassa create-admin NAME)
   Flower   http://{LOOPBACK}:{environment["FLOWER_PORT"]}
-  psql     . {data_dir}/run.env && psql "$DATABASE_URL"
+  psql     . {data_dir}/run.env && {psql} "$DATABASE_URL"
   logs     tail -f {data_dir}/log/*.log
   mail     {mail}
 

@@ -90,7 +90,7 @@ def postgres_binaries() -> Path:
 def postgres(data_dir: Path, port: int = POSTGRES_PORT) -> Server:
     """Our PostgreSQL in `data_dir`, initialised at the first call. Raises CannotStart."""
     user, home, binaries = account_for_postgres(data_dir)
-    password = kept_secret(data_dir / "postgres.password")
+    password = kept_secret(home / "postgres.password")  # beside the cluster, which knows no other
     cluster = home / "postgres"
     if not (cluster / "PG_VERSION").exists():
         initialise(cluster, binaries, user, password)
@@ -104,7 +104,8 @@ def postgres(data_dir: Path, port: int = POSTGRES_PORT) -> Server:
         "shared_buffers": "256MB",
         "max_wal_size": "4GB",
         "logging_collector": "off",
-        "log_min_error_statement": "panic",  # the text of a failed statement has its parameters in it
+        "log_min_error_statement": "panic",  # the text of a failed statement has its parameters in it,
+        "log_error_verbosity": "terse",  # and the detail of an error the row
     }
     command = [str(binaries / "postgres"), "-D", str(cluster)]
     for name, value in settings.items():
@@ -125,8 +126,10 @@ def account_for_postgres(data_dir: Path) -> tuple[str | None, Path, Path]:
         raise CannotStart("PostgreSQL does not run as root, and there is no user postgres or nobody: run as another.")
     if not succeeds([str(binaries / "postgres"), "--version"], user):
         refuge = ROOTS_REFUGE / sha256(str(binaries).encode()).hexdigest()[:16]
-        if not (refuge / "bin" / "postgres").exists():
-            shutil.copytree(binaries.parent, refuge, symlinks=True, dirs_exist_ok=True)
+        if not refuge.exists():
+            fresh = refuge.with_suffix(".new")  # whole or not at all, even if we are killed here
+            shutil.copytree(binaries.parent, fresh, symlinks=True, dirs_exist_ok=True)
+            fresh.rename(refuge)
         binaries = refuge / "bin"
     home = data_dir
     if not succeeds(["test", "-x", str(data_dir)], user):
@@ -163,6 +166,8 @@ def initialise(cluster: Path, binaries: Path, user: str | None, password: str) -
     fresh = cluster.with_name("postgres.new")
     shutil.rmtree(fresh, ignore_errors=True)
     password_file = cluster.with_name("postgres.pwfile")
+    password_file.unlink(missing_ok=True)
+    password_file.touch(mode=0o600)
     password_file.write_text(password)
     fresh.mkdir(mode=0o700)
     run_as: dict[str, Any] = {}

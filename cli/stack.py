@@ -4,6 +4,7 @@ Processes are restarted when they die. Each is the leader of a process group of 
 `DATA_DIR/processes.json`, so that what a killed run left behind is found and stopped by the next one.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -25,6 +26,7 @@ from cli.servers import LOOPBACK, CannotStart, Server
 
 ROOT = Path(__file__).parent.parent
 STOP_SECONDS = 10  # then a process is killed
+SAME_PROCESS_SECONDS = 2  # the time of a process's creation is told from the clock, which may have been set since
 RESTART_SECONDS = 0.5  # pause before a dead process is started again
 LOG_BYTES_MAX = 50 * 1024 * 1024  # a larger log is put aside when its process starts
 
@@ -161,7 +163,9 @@ class Stack:
     def _stop_leftovers(self) -> None:
         noted = self.data_dir / "processes.json"
         for name, pid, when in reversed(json.loads(noted.read_text()) if noted.exists() else []):
-            if when is not None and created(pid) == when:
+            now = created(pid)
+            same = now is None or (when is not None and abs(now - when) < SAME_PROCESS_SECONDS)
+            if same and group(pid):  # the leader may be dead, and members of its group alive
                 self.say(f"stopping {name}, which an earlier run left behind")
                 stop_group(pid, name)
 
@@ -194,13 +198,14 @@ def stop_group(pid: int, name: str) -> None:
     members = group(pid)
     if not members:
         return
-    if pid in members:
-        os.kill(pid, signal.SIGCONT)
-        os.kill(pid, polite)
-        wait_while(lambda: pid in group(pid))
-    if group(pid):
-        os.killpg(pid, signal.SIGKILL)
-        wait_while(lambda: bool(group(pid)))
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself between the look and the signal
+        if pid in members:
+            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, polite)
+            wait_while(lambda: pid in group(pid))
+        if group(pid):
+            os.killpg(pid, signal.SIGKILL)
+            wait_while(lambda: bool(group(pid)))
 
 
 def wait_while(condition: Callable[[], bool]) -> None:

@@ -23,7 +23,7 @@ from core.ids import new_id
 from core.operations import Command
 from core.services import Quote
 
-QUOTES_MAX = 3  # tries to accept a purchase while its price is being changed
+TRIES_MAX = 3  # where no reason for a refusal is left when it is looked for: a price, say, that has just changed
 
 ACCEPT = Prepared(
     "accept",
@@ -87,13 +87,15 @@ def accept(connection: sa.Connection, command: Command) -> Accepted:
     receiver_not_found.
     """
     request_hash = hash_of(command)
-    for _ in range(QUOTES_MAX if command.service_id else 1):
+    for _ in range(TRIES_MAX):
         row = insert(connection, command, request_hash)
         if row is not None:
             return Accepted(row, replayed=False)
         if replayed := replay(connection, command, request_hash):
             return replayed
-    raise explain(connection, command)
+        if refusal := explain(connection, command):
+            raise refusal
+    raise Refusal("price_changed", "What is asked for is being changed right now: ask again.")
 
 
 def insert(connection: sa.Connection, command: Command, request_hash: bytes) -> sa.Row | None:
@@ -191,8 +193,8 @@ def replay(connection: sa.Connection, command: Command, request_hash: bytes) -> 
     return Accepted(row, replayed=True)
 
 
-def explain(connection: sa.Connection, command: Command) -> Refusal:
-    """Why nothing was accepted. It is asked after the fact, so the world may have changed in between."""
+def explain(connection: sa.Connection, command: Command) -> Refusal | None:
+    """Why nothing was accepted, or None where nothing stands in the way any more: it is asked after the fact."""
     if is_disabled(connection, command.user_id):
         return Refusal("user_disabled", "The user is disabled, and can do nothing.")
     source = find_source(connection, command)
@@ -200,10 +202,21 @@ def explain(connection: sa.Connection, command: Command) -> Refusal:
         return no_account(command)
     if command.service_id:
         services.quote(connection, command.service_id, source.currency)
-        return Refusal("price_changed", "The price is changing right now: ask again.", pointer="/service_id")
-    if command.type == "transfer":
-        return no_receiver(command, to_self=is_own(connection, command, source.id))
-    raise AssertionError(f"a {command.type} was refused for no reason that is known")
+    elif command.type == "transfer":
+        return explain_receiver(connection, command, source.id)
+    return None
+
+
+def explain_receiver(connection: sa.Connection, command: Command, source: str) -> Refusal | None:
+    """What is wrong with the receiver of a transfer, or None."""
+    if is_own(connection, command, source):
+        return no_receiver(command, to_self=True)
+    query = sa.text(
+        "SELECT 1 FROM accounts a JOIN users u ON u.id = a.user_id WHERE a.kind = 'main'"
+        " AND (a.id = :account OR u.id = :user OR lower(u.username) = lower(:name)) LIMIT 1"
+    )
+    named = {"account": command.to_account_id, "user": command.to_user_id, "name": command.to_username}
+    return None if connection.execute(query, named).first() else no_receiver(command, to_self=False)
 
 
 def no_receiver(command: Command, *, to_self: bool) -> Refusal:

@@ -4,9 +4,10 @@ Asking stores a row and announces its id. The worker makes the code and mails it
 SECRET_KEY and the row's id, so that whoever reads the database or the broker cannot try a hundred million codes.
 
 A code works once, for CODE_SECONDS, and WRONG_TRIES_MAX wrong tries spend it; only the newest of an address counts.
-Whoever confirms an address is logged in as the user who has it. An address that was given at registration or in a
-profile is only a claim: its first confirmation ends that user's sessions and removes the password, so that nobody
-keeps a way into an account that turns out to be another's.
+Whoever confirms an address is logged in as the user who has confirmed it before. An address that was given at
+registration or in a profile is only a claim, and may be mistyped: it opens nobody's account. A right code confirms it
+for the user who claims it only if that user asks, with an access token. From anybody else it drops the claim: the
+address goes to a user of its own, and all else of the one who claimed it stays, who keeps the account and its money.
 """
 
 import hashlib
@@ -80,16 +81,20 @@ SELECT id FROM email_codes
     return list(connection.execute(sa.text(query), {"seconds": FORGOTTEN_AFTER_SECONDS}).scalars())
 
 
-def confirm(engine: sa.Engine, settings: Settings, email: str, code: str, address: str) -> dict[str, Any]:
-    """Open a session for whoever has the address, made now if there is none. Returns its tokens.
+def confirm(
+    engine: sa.Engine, settings: Settings, email: str, code: str, address: str, caller_id: str | None = None
+) -> dict[str, Any]:
+    """Open a session for whoever has confirmed the address, made now if there is none. Returns its tokens.
 
-    address: the client's. Raises Refusal: too_many_tries; invalid_code, whatever is wrong with the code.
+    address: the client's. caller_id: the user whose access token came along, who may confirm an own claim.
+    Raises Refusal: too_many_tries; invalid_code, whatever is wrong with the code.
     """
     tries = [Tries(CODES_OF_EMAIL, email), Tries(CODES_FROM_ADDRESS, network_of(address))]
     with autocommit(engine).connect() as connection:
         attempts.require_left(connection, tries)
     with engine.begin() as connection:
-        user_id = find_or_make_user(connection, settings, email) if spend(connection, settings, email, code) else None
+        right = spend(connection, settings, email, code)
+        user_id = find_or_make_user(connection, settings, email, caller_id) if right else None
         if user_id is not None:
             attempts.forget(connection, tries[0])
             return sessions.open_session(connection, settings, user_id)
@@ -114,29 +119,36 @@ UPDATE email_codes SET wrong_tries = wrong_tries + :wrong,
     return right
 
 
-def find_or_make_user(connection: sa.Connection, settings: Settings, email: str) -> str | None:
-    """The id of the user who has the address, made if there is none; None where that user is disabled."""
+def find_or_make_user(connection: sa.Connection, settings: Settings, email: str, caller_id: str | None) -> str | None:
+    """The id of the user whose address it is from now on; None where that user is disabled.
+
+    That is the one who has confirmed it, or else the caller whose claim it is, or else a new user.
+    """
     for username in usernames_for(email):
         query = "SELECT * FROM users WHERE lower(email) = lower(:email) FOR NO KEY UPDATE"
         row = connection.execute(sa.text(query), {"email": email}).one_or_none()
-        if row is not None and row.disabled_at is not None:
-            return None
+        if row is not None and row.email_confirmed_at is not None:
+            return row.id if row.disabled_at is None else None
+        if row is not None and row.id == caller_id and row.disabled_at is None:
+            confirm_address(connection, row.id)
+            return row.id
         try:
             with connection.begin_nested():
-                user_id = row.id if row is not None else insert_user(connection, settings, username, email, None)
-                if row is None or row.email_confirmed_at is None:
-                    hand_over(connection, user_id)
+                if row is not None:
+                    connection.execute(sa.text("UPDATE users SET email = NULL WHERE id = :id"), {"id": row.id})
+                user_id = insert_user(connection, settings, username, email, None)
+                confirm_address(connection, user_id)
                 return user_id
         except Refusal:  # the name is taken, or the address was, just now: look again
             continue
     raise RuntimeError("no username is free")
 
 
-def hand_over(connection: sa.Connection, user_id: str) -> None:
-    """Give a user to whoever has confirmed its address: every other way in is closed."""
-    query = "UPDATE users SET email_confirmed_at = clock_timestamp(), password_hash = NULL WHERE id = :id"
-    connection.execute(sa.text(query), {"id": user_id})
-    sessions.end_all(connection, user_id)
+def confirm_address(connection: sa.Connection, user_id: str) -> None:
+    """Note that mail to the user's address arrives at the user."""
+    connection.execute(
+        sa.text("UPDATE users SET email_confirmed_at = clock_timestamp() WHERE id = :id"), {"id": user_id}
+    )
 
 
 def usernames_for(email: str) -> list[str]:

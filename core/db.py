@@ -15,9 +15,11 @@ from sqlalchemy.exc import DisconnectionError
 
 from core.errors import NotReady
 
+NEVER_CONNECTED = "there was no connection"
 MIGRATIONS = "core:migrations"
 POOL_WAIT_SECONDS = 2  # a request that gets no connection by then is refused, having stored nothing
 
+FEATURE_NOT_SUPPORTED = "0A000"  # among others: "cached plan must not change result type"
 UUID_OID = 2950
 STRING_UUID = psycopg2.extensions.new_type((UUID_OID,), "UUID", lambda value, _cursor: value)
 
@@ -61,6 +63,7 @@ def engine(
     )
     sa.event.listen(made, "connect", ids_as_strings)
     sa.event.listen(made, "checkout", refuse_hung_up)
+    sa.event.listen(made, "handle_error", mark_never_connected)
     return made
 
 
@@ -72,6 +75,17 @@ def autocommit(made: sa.Engine) -> sa.Engine:
 def ids_as_strings(connection: Any, _record: object) -> None:
     """Read uuid columns as strings, the form in which ids travel through Kassa."""
     psycopg2.extensions.register_type(STRING_UUID, connection)
+
+
+def mark_never_connected(context: sa.engine.ExceptionContext) -> None:
+    """Note on an error that there was no connection yet: only then can no statement have been carried out."""
+    if context.connection is None and context.sqlalchemy_exception is not None:
+        context.sqlalchemy_exception.add_note(NEVER_CONNECTED)
+
+
+def never_connected(error: BaseException) -> bool:
+    """Whether the failure was in connecting."""
+    return NEVER_CONNECTED in getattr(error, "__notes__", ())
 
 
 def refuse_hung_up(connection: Any, _record: object, _proxy: object) -> None:
@@ -95,12 +109,24 @@ class Prepared:
 
     def execute(self, connection: sa.Connection, parameters: Sequence[Any]) -> sa.CursorResult[Any]:
         """Run it with positional parameters."""
+        try:
+            return self._execute(connection, parameters)
+        except sa.exc.NotSupportedError as error:  # a migration has added a column since: the plan is stale
+            if getattr(error.orig, "pgcode", None) != FEATURE_NOT_SUPPORTED:
+                raise
+            connection.info["generation"] = connection.info.get("generation", 0) + 1
+            if not getattr(connection.connection.dbapi_connection, "autocommit", False):
+                raise  # the transaction is lost; the next one prepares anew
+            return self._execute(connection, parameters)
+
+    def _execute(self, connection: sa.Connection, parameters: Sequence[Any]) -> sa.CursorResult[Any]:
+        name = f"{self.name}_{connection.info.get('generation', 0)}"
         prepared = connection.info.setdefault("prepared", set())
-        if self.name not in prepared:
-            connection.exec_driver_sql(f"PREPARE {self.name} ({', '.join(self.types)}) AS {self.sql}")
-            prepared.add(self.name)
+        if name not in prepared:
+            connection.exec_driver_sql(f"PREPARE {name} ({', '.join(self.types)}) AS {self.sql}")
+            prepared.add(name)
         marks = ", ".join(["%s"] * len(self.types))
-        return connection.exec_driver_sql(f"EXECUTE {self.name} ({marks})", tuple(parameters))
+        return connection.exec_driver_sql(f"EXECUTE {name} ({marks})", tuple(parameters))
 
 
 def array(values: Iterable[object]) -> str:

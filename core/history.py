@@ -8,7 +8,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from core import views
 from core.errors import Refusal
 
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 BigInteger = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 SORT_COLUMNS = {"created_at": ("created_at", "timestamptz"), "amount": ("amount", "bigint")}
 
@@ -122,10 +123,12 @@ def read_cursor(cursor: str, sort: str) -> tuple[object, str]:
     """The sort value and id that a cursor stands behind. Raises Refusal bad_cursor."""
     try:
         decoded = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        mark = tuple[str, datetime, UUID] if sort.endswith("created_at") else tuple[str, BigInteger, UUID]
+        mark = tuple[str, Moment, UUID] if sort.endswith("created_at") else tuple[str, BigInteger, UUID]
         cursor_sort, value, operation_id = msgspec.json.decode(decoded, type=mark)
         if cursor_sort != sort:
             raise ValueError("another order")
-    except (ValueError, binascii.Error, msgspec.MsgspecError):
+        if isinstance(value, datetime):
+            value = value.astimezone(UTC)
+    except (ValueError, OverflowError, binascii.Error, msgspec.MsgspecError):
         raise Refusal("bad_cursor", "Use next_cursor as it was given, with the same sort.") from None
     return value, str(operation_id)

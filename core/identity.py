@@ -8,11 +8,14 @@ from sqlalchemy.exc import IntegrityError
 
 from core import attempts, lanes, passwords, sessions
 from core.accounts import open_account
-from core.attempts import LOGINS_FROM_ADDRESS, LOGINS_OF_ACCOUNT, Tries
+from core.attempts import LOGINS_FROM_ADDRESS, LOGINS_OF_ACCOUNT, Limit, Tries
 from core.db import Prepared, autocommit
 from core.errors import Refusal
 from core.ids import new_id
 from core.settings import Settings
+
+REGISTRATIONS_PER_ADDRESS_MAX = 1000  # an hour; tried ones, too: each costs a hash
+REGISTRATIONS_FROM_ADDRESS = Limit("register/address", REGISTRATIONS_PER_ADDRESS_MAX, 3600)
 
 USERNAME_CHARACTERS_MAX = 150
 USERNAME = r"\A[A-Za-z0-9_.@+-]+\Z"
@@ -47,6 +50,20 @@ class Caller:
     def reads_everything(self) -> bool:
         """Whether the caller may read what is not the caller's own."""
         return self.role in ("service", "auditor", "admin")
+
+
+def hash_first_password(engine: sa.Engine, password: str, address: str) -> str:
+    """The hash of a password with which somebody registers, counted. No connection is held while it is made.
+
+    address: the client's. Raises Refusal: too_many_tries; busy, which is not counted.
+    """
+    tries = [Tries(REGISTRATIONS_FROM_ADDRESS, attempts.network_of(address))]
+    with autocommit(engine).connect() as connection:
+        attempts.require_left(connection, tries)
+    password_hash = passwords.hash_password(password)
+    with autocommit(engine).connect() as connection:
+        attempts.count(connection, tries)
+    return password_hash
 
 
 def insert_user(
@@ -87,7 +104,7 @@ def taken(error: IntegrityError) -> Exception:
 def log_in(engine: sa.Engine, settings: Settings, username: str, password: str, address: str) -> dict[str, Any]:
     """Open a session and return its tokens. No connection is held while the password is hashed.
 
-    address: the client's. Raises Refusal: too_many_tries; invalid_credentials, as slowly for unknown names.
+    address: the client's. Raises Refusal: too_many_tries; busy; invalid_credentials, as slowly for unknown names.
     """
     tries = login_tries(username, address)
     with autocommit(engine).connect() as connection:
@@ -135,7 +152,7 @@ def change_password(engine: sa.Engine, caller: "Caller", current: str | None, ne
     """Give the caller another password, and end all other sessions, which may be a thief's.
 
     current: may be absent only where the user, made by e-mail code, has none yet.
-    Raises Refusal: too_many_tries, validation_failed, invalid_credentials.
+    Raises Refusal: too_many_tries, validation_failed, invalid_credentials, busy.
     """
     tries = login_tries(caller.username, address)
     with autocommit(engine).connect() as connection:

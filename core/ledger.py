@@ -22,6 +22,10 @@ SELECT id, currency, balance, version, kind = 'world', closed_at IS NOT NULL
 """,
 )
 
+LOCK_USERS = Prepared(
+    "lock_users", ["uuid[]"], "SELECT id FROM users WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE"
+)
+
 WRITE = Prepared(
     "write_outcomes",
     [
@@ -46,11 +50,9 @@ WITH posted AS (
               FROM unnest($9, $10, $11, $12, $13)
                 AS o (id, status, rejection, account_version, counterparty_version)) AS o
      WHERE operations.id = o.id RETURNING 1
-), locked AS (  -- in id order, as a batch that is being accepted locks them
-    SELECT id FROM users WHERE id = ANY ($14) ORDER BY id FOR NO KEY UPDATE
 ), prefixes AS (
     UPDATE users SET done_seq = p.last
-      FROM unnest($14, $15, $16) AS p (id, first, last) JOIN locked ON locked.id = p.id
+      FROM unnest($14, $15, $16) AS p (id, first, last)
      WHERE users.id = p.id AND users.done_seq = p.first - 1 RETURNING 1
 ), clock AS (
     UPDATE lanes SET turn = greatest(turn, $18) WHERE id = $17
@@ -101,6 +103,15 @@ def lock(connection: sa.Connection, account_ids: Iterable[str]) -> Books:
     """Lock the accounts in id order, so that no two drains wait for each other, and read them."""
     rows = LOCK.execute(connection, (array(sorted(set(account_ids))),))
     return Books(Account(*tuple(row)) for row in rows)
+
+
+def lock_users(connection: sa.Connection, user_ids: Iterable[str]) -> None:
+    """Lock the users in id order, before any of their operations is written.
+
+    Acceptance does so too, and then looks whether an idempotency key is used: the other way round, a retry and a drain
+    would wait for each other.
+    """
+    LOCK_USERS.execute(connection, (array(sorted(user_ids)),))
 
 
 def write(

@@ -4,7 +4,6 @@ from prometheus_client import Counter, Histogram
 
 BELLS = Counter("kassa_doorbell_bells_total", "Doorbell rings by outcome: rung, coalesced, error.", ["outcome"])
 ACCEPTED = Counter("kassa_operations_accepted_total", "Operations accepted, by type.", ["type"])
-FINISHED = Counter("kassa_operations_finished_total", "Operations finished, by status.", ["status"])
 REQUESTS = Counter(
     "kassa_http_requests_total", "Requests answered, by method, route and status.", ["method", "route", "status"]
 )

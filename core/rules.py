@@ -131,7 +131,9 @@ def refuse_beyond_limits(postings: tuple[Posting, ...], accounts: Accounts) -> R
             return Rejected(
                 "balance_limit",
                 "The balance would be too large",
-                f"No account can hold more than {decimal_string(BALANCE_MAX, account.currency)} {account.currency}.",
+                "No account can hold more than "
+                f"{decimal_string(BALANCE_MAX, account.currency)} {account.currency}, nor the world owe more than "
+                f"{decimal_string(-WORLD_BALANCE_MIN, account.currency)}.",
                 {"limit": BALANCE_MAX},
             )
     return None

@@ -210,7 +210,7 @@ operations = Table(
     CheckConstraint("(status = 'applied') = (account_version IS NOT NULL)", name="operations_applied_has_entry"),
     Index("operations_batch_id", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     # The queue of record: what a lane still has to do, in order.
-    Index("operations_pending", "lane", "turn", postgresql_where=text("status = 'pending'")),
+    Index("operations_pending", "lane", "turn", "id", postgresql_where=text("status = 'pending'")),
     # History, a page at a time: one's own, and what others sent.
     Index("operations_user_id_created_at", "user_id", "created_at", "id"),
     Index(

@@ -63,6 +63,7 @@ def logging_config(level: str = "INFO") -> dict[str, object]:
 def configure(level: str = "INFO") -> None:
     """Send all logs of this process to standard output as JSON lines."""
     logging.config.dictConfig(logging_config(level))
+    logging.captureWarnings(True)
     structlog.configure(
         processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

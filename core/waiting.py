@@ -84,6 +84,9 @@ class Waiting:
         poll.register(self._door.fileno(), select.POLLIN)
         while True:
             waiting = self.run_once(connection)
+            if database.notifies:  # it came during that look, and will not make the socket readable again
+                database.notifies.clear()
+                continue
             ready = {number for number, _ in poll.poll(LOOK_SECONDS * 1000 if waiting else None)}
             if self._door.fileno() in ready:
                 self._door.recv(4096)

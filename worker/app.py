@@ -19,6 +19,7 @@ FORGOTTEN_CODES_SECONDS = 60.0  # somebody waits for the mail, and its code is g
 
 try:
     configuration = settings.load()
+    telemetry.configure(configuration.log_level)
     engine = db.engine(configuration.database_url, "worker", pool_size=2)
     with engine.connect() as connection:
         lane_ids = lanes.all_ids(connection)

@@ -93,12 +93,22 @@ def drain_batch(engine: sa.Engine, lane: int, limit: int, *, wait: bool, decide:
 
 def apply(connection: sa.Connection, lane: int, operations: list[Operation], decide: Decide) -> list[Decided]:
     """Lock all accounts of the batch, decide each operation on what its predecessors left, write everything."""
-    books = ledger.lock(connection, ledger.touched(map(rules.accounts_touched, operations)))
+    books = ledger.lock(connection, ledger.touched(map(accounts_touched, operations)))
     shelf = services.shelf(connection, operations)
     decided = [(operation, *settle(operation, books, shelf, decide)) for operation in operations]
+    ledger.lock_users(connection, {operation.user_id for operation in operations})
     ledger.write(connection, lane, books, decided)
     services.record_purchases(connection, [(operation, outcome) for operation, outcome, _ in decided])
     return decided
+
+
+def accounts_touched(operation: Operation) -> tuple[str, ...]:
+    """The accounts of an operation; none where the rules do not know it, so that its decision fails it alone."""
+    try:
+        return rules.accounts_touched(operation)
+    except Exception:
+        log.exception("operation_unknown", operation=operation.id, type=operation.type)
+        return ()
 
 
 def settle(operation: Operation, books: ledger.Books, shelf: Shelf, decide: Decide) -> tuple[Outcome, dict[str, int]]:

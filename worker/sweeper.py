@@ -27,9 +27,13 @@ def run_once(engine: sa.Engine, before: dict[int, str]) -> dict[int, str]:
     with db.autocommit(engine).connect() as connection:
         heads = lanes.heads(connection)
     for lane in [lane for lane, head in heads.items() if before.get(lane) == head]:
-        done = drain(engine, lane, wait=False, seconds=LOOK_SECONDS)
-        if done.counts:
-            log.warning("swept", lane=lane, **done.counts)
+        try:
+            done = drain(engine, lane, wait=False, seconds=LOOK_SECONDS)
+        except Exception:  # whatever it is, the other lanes must not wait for it
+            log.exception("lane_not_swept", lane=lane)
+        else:
+            if done.counts:
+                log.warning("swept", lane=lane, **done.counts)
     return heads
 
 
@@ -56,7 +60,7 @@ def main() -> None:
     while True:
         try:
             heads = run_once(engine, heads)
-        except sa.exc.SQLAlchemyError as error:  # the database is away: look again
+        except Exception as error:  # the database is away, most likely: look again
             log.warning("sweep_failed", error=repr(error))
         time.sleep(LOOK_SECONDS)
 

@@ -23,6 +23,7 @@ from tests.mailbox import Mailbox
 
 SETTLE_SECONDS = 20  # until everything accepted must be finished, whatever a test has broken and mended
 PASSWORD = "correct horse battery"
+PLANTED = "planted-"  # what secrets of tests begin with that are sent, and must not be logged
 
 Answer = httpx.Response
 
@@ -67,6 +68,24 @@ class Kassa:
     def revive(self, name: str) -> None:
         """Let a process that was kept down be started again."""
         self.stack.processes[name].restart_at = 0.0
+
+    def secrets(self) -> set[str]:
+        """All that must be in no log."""
+        environment = self.stack.environment
+        passwords = {environment[name].split(":")[2].split("@")[0] for name in ("DATABASE_URL", "REDIS_URL")}
+        return {PASSWORD, PLANTED, "$argon2id$", environment["SECRET_KEY"], *passwords, *self.issued}
+
+    def secrets_logged(self) -> list[str]:
+        """The logs in which a secret is."""
+        logs = sorted((self.stack.data_dir / "log").glob("*.log"))
+        return [log.name for log in logs if any(secret in log.read_text(errors="replace") for secret in self.secrets())]
+
+    def unstructured(self) -> list[str]:
+        """What our processes have logged that is no line of JSON."""
+        logs = [self.stack.data_dir / "log" / f"{name}.log" for name in ("api", "admin", "worker", "sweeper", "beat")]
+        return [
+            line for log in logs for line in log.read_text(errors="replace").splitlines() if not line.startswith("{")
+        ]
 
     def pending(self) -> int:
         """How many operations are accepted and not finished."""
@@ -150,6 +169,8 @@ def running(servers: Stack, mailbox: Mailbox) -> Iterator[Kassa]:
         kassa.http.event_hooks = {"response": [contract.hold]}  # whatever a test asks is answered as documented
         watcher.start()
         yield kassa
+        assert kassa.secrets_logged() == []
+        assert kassa.unstructured() == []
     finally:
         over.set()
         watcher.join()

@@ -1,6 +1,7 @@
 """The admin pages, against their own process: who gets in, what is shown, and how little can be changed."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from tests.end_to_end.conftest import PASSWORD, Kassa, User
 PAGES = ("user", "account", "operation", "entry", "service", "rate")
 READ_ONLY = ("account", "operation", "entry", "rate")
 REFUSALS = (403, 404, 405)
+EMPTY_FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 LINK = re.compile(r'(?:href|src|action)="([^"]*)"')
 PAGES_CRAWLED_MAX = 80
 NOBODY = "00000000-0000-0000-0000-000000000000"
@@ -284,7 +286,7 @@ def test_money_is_read_only_for_direct_requests_too(kassa: Kassa, administrator:
         administrator.post(f"/{page}/edit/{key}", **form),
         administrator.http.get(f"/{page}/edit/{key}"),
         administrator.http.delete(f"/{page}/delete?pks={key}"),
-        administrator.post(f"/{page}/delete?pks={key}"),
+        administrator.http.post(f"/{page}/delete?pks={key}", headers=EMPTY_FORM),
         administrator.post(f"/{page}/import", **form),
         administrator.http.put(f"/{page}/details/{key}", data=form),
         administrator.http.patch(f"/{page}/details/{key}", data=form),
@@ -405,6 +407,113 @@ def test_changes_are_logged_with_who_made_them(administrator: Administrator, log
 def test_a_form_is_short_and_says_how_long_it_is(administrator: Administrator):
     assert administrator.post("/service/create", name="x" * 70_000).status_code == 413
     assert administrator.http.post("/service/create", content=iter([b"name=x"])).status_code == 411
+
+
+@pytest.mark.parametrize(
+    ("page", "field"),
+    [
+        *(("/service/create", field) for field in ("name", "description", "price", "currency")),
+        ("/account/create", "user"),
+        ("/account/create", "name"),
+        ("/user/edit/{}", "first_name"),
+        ("/login", "username"),
+    ],
+)
+def test_a_file_is_no_text(kassa: Kassa, administrator: Administrator, page: str, field: str):
+    form = {"name": "Yoga", "description": "", "price": "1", "currency": "RUB", "user": administrator.user.name}
+    form |= {"first_name": "x", "last_name": "x", "role": "user", "username": "x", "password": "x"}
+    del form[field]
+    answer = administrator.http.post(page.format(kassa.user().id), data=form, files={field: ("hostname", b"a host")})
+    assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("kind", ["", "x", "text/plain", "application/json", "multipart/form-data; boundary=x"])
+def test_nothing_but_a_form_is_taken(kassa: Kassa, administrator: Administrator, kind: str):
+    body, headers = b"name=Not+a+form&price=1&currency=RUB", {"Content-Type": kind} if kind else {}
+    assert administrator.http.post("/service/create", content=body, headers=headers).status_code == 415
+    assert column(kassa, "SELECT name FROM services WHERE name = 'Not a form'") == []
+
+
+def test_a_form_may_name_its_character_set(administrator: Administrator):
+    headers = {"Content-Type": "Application/X-WWW-Form-URLEncoded ; charset=UTF-8"}
+    body = b"name=Spelled&description=&price=1&currency=RUB"
+    assert administrator.http.post("/service/create", content=body, headers=headers).status_code == 302
+
+
+def test_the_pages_send_what_is_taken(kassa: Kassa, administrator: Administrator):
+    tricky = 'x enctype="multipart/form-data" x'
+    form = {"name": tricky, "description": tricky, "price": "1", "currency": "RUB"}
+    assert administrator.post("/service/create", **form).status_code == 302
+    service_id = column(kassa, "SELECT id FROM services WHERE name = :name", name=tricky)[0]
+    for path in ("/service/create", "/account/create", f"/user/edit/{kassa.user().id}", f"/service/edit/{service_id}"):
+        text = administrator.http.get(path).text
+        [tag] = re.findall(r'<form [^>]*method="POST"[^>]*>', text)
+        assert "enctype" not in tag, path
+    assert html.unescape(text).count(tricky) == 2, "what was stored is shown as it is"
+
+
+# What the database says
+
+
+@pytest.mark.parametrize("field", ["first_name", "last_name"])
+def test_a_name_that_is_not_sent_is_empty(kassa: Kassa, administrator: Administrator, log_directory: Path, field: str):
+    user, form = kassa.user(), {"role": "user", "first_name": "x", "last_name": "x"}
+    del form[field]
+    answer = administrator.post(f"/user/edit/{user.id}", **form)
+    assert "$argon2" not in html.unescape(answer.text)
+    assert "$argon2" not in (log_directory / "admin.log").read_text()
+    assert answer.status_code == 302
+    assert column(kassa, f"SELECT {field} FROM users WHERE id = :id", id=user.id) == [""]
+
+
+def test_a_text_that_is_not_sent_is_empty(kassa: Kassa, administrator: Administrator):
+    user, name = kassa.user(), f"Short {time.monotonic_ns()}"
+    assert administrator.post("/service/create", name=name, price="1", currency="RUB").status_code == 302
+    assert column(kassa, "SELECT description FROM services WHERE name = :name", name=name) == [""]
+    assert administrator.post("/account/create", user=user.name, currency="CHF").status_code == 302
+    assert column(kassa, "SELECT name FROM accounts WHERE user_id = :id AND currency = 'CHF'", id=user.id) == [""]
+    for path in ("/service/create", "/account/create", f"/user/edit/{user.id}"):
+        answer = administrator.post(path, save="Save")
+        assert (answer.status_code, "invalid-feedback" in answer.text) == (400, True), path
+
+
+@pytest.mark.parametrize(
+    ("table", "refused", "page"),
+    [
+        ("users", "first_name", "/user/edit/{}"),
+        ("services", "name", "/service/create"),
+        ("accounts", "name", "/account/create"),
+    ],
+)
+def test_what_the_database_says_is_neither_shown_nor_logged(
+    kassa: Kassa, administrator: Administrator, log_directory: Path, table: str, refused: str, page: str
+):
+    user, constraint = kassa.user(), f"{table}_refused_by_a_test"
+    form = {"last_name": "", "role": "user", "user": user.name, "currency": "SEK", "price": "1", refused: "Refused"}
+    with kassa.engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"CREATE FUNCTION {constraint}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE 'A row violates something.' USING ERRCODE = 'check_violation', CONSTRAINT = TG_NAME,"
+            " DETAIL = 'Failing row contains (a hash).'; END $$"  # PostgreSQL itself writes out the whole row
+        )
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER {constraint} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW"
+            f" WHEN (NEW.{refused} = 'Refused') EXECUTE FUNCTION {constraint}()"
+        )
+    try:
+        answer = administrator.post(page.format(user.id), **form)
+    finally:
+        with kassa.engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP FUNCTION {constraint} CASCADE")
+    text, log = html.unescape(answer.text), (log_directory / "admin.log").read_text()
+    for never in ("$argon2", "Failing row", "violates"):
+        assert (never in text, never in log) == (False, False)
+    assert "The database refused this change; nothing was changed." in text
+    assert answer.status_code == 400
+    [line] = [json.loads(line) for line in log.splitlines() if constraint in line]
+    said = {"error": "IntegrityError", "pgcode": "23514", "constraint": constraint, "by": administrator.user.name}
+    assert line | said == line
+    assert column(kassa, f"SELECT id FROM {table} WHERE {refused} = 'Refused'") == []
 
 
 # How it starts

@@ -63,6 +63,21 @@ def test_100_requests_with_one_key_make_one_operation(kassa: Kassa):
     assert kassa.user().operate(type="deposit", amount=6, key="the-key").status_code == 200, "a key is one user's"
 
 
+def test_retries_and_drains_do_not_wait_for_each_other(kassa: Kassa):
+    """Two clients of one user send the same keys again and again, while what they stand for is being applied."""
+    alice = kassa.user()
+    keys = [f"retried-{number}" for number in range(150)]
+
+    def send_all(_client: int) -> list[int]:
+        return [alice.operate(wait=0, type="deposit", amount=1, key=key).status_code for key in keys]
+
+    with ThreadPoolExecutor(6) as pool:
+        statuses = [status for answers in pool.map(send_all, range(6)) for status in answers]
+    assert set(statuses) == {202}
+    seq = alice.operate(type="deposit", amount=1).json()["seq"]
+    assert (seq, alice.balance()) == (151, 151)
+
+
 def test_seq_is_gapless_and_in_the_order_of_acceptance(kassa: Kassa):
     alice = kassa.user()
     answers = at_once([lambda: alice.operate(wait=0, type="deposit", amount=1)] * 60)

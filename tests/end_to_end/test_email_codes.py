@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from core.broker import DEFAULT_QUEUE, celery_app
 from core.ids import new_id
-from tests.end_to_end.conftest import Kassa, User, until
+from tests.end_to_end.conftest import PASSWORD, Kassa, User, until
 from tests.mailbox import Mailbox
 
 SLOWER_SECONDS_MAX = 0.3
@@ -53,8 +53,8 @@ def receive(kassa: Kassa, mailbox: Mailbox, email: str) -> str:
     return mailbox.codes(email)[-1]
 
 
-def confirm(kassa: Kassa, email: str, code: str) -> Answer:
-    return kassa.http.post("/v1/auth/token", json={"email": email, "confirmation_code": code})
+def confirm(kassa: Kassa, email: str, code: str, **headers: str) -> Answer:
+    return kassa.http.post("/v1/auth/token", json={"email": email, "confirmation_code": code}, headers=headers)
 
 
 def refused(answer: Answer) -> tuple[int, str]:
@@ -232,8 +232,65 @@ def remind(kassa: Kassa) -> None:
     celery.close()
 
 
-def test_an_address_of_a_user_with_a_password_logs_that_user_in(kassa: Kassa, mailbox: Mailbox, email: str):
-    alice: User = kassa.user()
-    assert kassa.http.patch("/v1/users/me", json={"email": email}, headers=alice.headers).status_code == 200
-    tokens = confirm(kassa, email.upper(), receive(kassa, mailbox, email)).json()
+def claim(user: User, email: str) -> None:
+    """Give an address in one's profile."""
+    changed = user.kassa.http.patch("/v1/users/me", json={"email": email}, headers=user.headers)
+    assert (changed.status_code, changed.json()["email"]) == (200, email)
+
+
+def logs_in_by_password(user: User) -> bool:
+    body = {"username": user.name, "password": PASSWORD}
+    return user.kassa.http.post("/v1/auth/login", json=body).status_code == 200
+
+
+def test_ones_own_address_is_confirmed_with_ones_token_and_then_logs_in(kassa: Kassa, mailbox: Mailbox, email: str):
+    alice = kassa.user()
+    claim(alice, email)
+    code = receive(kassa, mailbox, email)
+    answer = confirm(kassa, email.upper(), code, **alice.headers)
+    assert answer.status_code == 200
+    assert profile(kassa, answer.json())["id"] == alice.id
+    assert profile(kassa, alice.tokens)["email"] == email, "the session goes on"
+    assert logs_in_by_password(alice)
+    tokens = confirm(kassa, email, receive(kassa, mailbox, email)).json()
     assert profile(kassa, tokens)["id"] == alice.id
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer nonsense", "Basic YTpi", "another's", "ended"])
+def test_a_mistyped_address_gives_nothing_away_not_even_an_admins(
+    kassa: Kassa, mailbox: Mailbox, email: str, authorization: str | None
+):
+    admin, other = kassa.user(deposit=70), kassa.user()
+    execute(kassa, "UPDATE users SET role = 'admin' WHERE id = :id", id=admin.id)
+    claim(admin, email)
+    before = profile(kassa, admin.tokens)
+    headers = {"Authorization": authorization} if authorization else {}
+    if authorization == "another's":
+        headers = other.headers
+    elif authorization == "ended":
+        headers = headers_of(
+            kassa.http.post("/v1/auth/login", json={"username": admin.name, "password": PASSWORD}).json()
+        )
+        assert kassa.http.post("/v1/auth/logout", headers=headers).status_code == 204
+    answer = confirm(kassa, email, receive(kassa, mailbox, email), **headers)
+    assert answer.status_code == 200
+    owner = profile(kassa, answer.json())
+    assert owner["id"] not in (admin.id, other.id)
+    assert (owner["email"], owner["role"]) == (email, "user")
+    assert kassa.http.get("/v1/balance", headers=headers_of(answer.json())).json()["balance"] == 0
+    assert profile(kassa, admin.tokens) == before | {"email": None}
+    assert admin.balance() == 70
+    assert logs_in_by_password(admin)
+    assert profile(kassa, other.tokens)["email"] is None
+    execute(kassa, "UPDATE users SET role = 'user' WHERE id = :id", id=admin.id)
+
+
+def test_of_right_tries_at_once_for_a_claimed_address_one_gets_tokens(kassa: Kassa, mailbox: Mailbox, email: str):
+    alice = kassa.user()
+    claim(alice, email)
+    code = receive(kassa, mailbox, email)
+    with ThreadPoolExecutor(8) as pool:
+        ways: list[dict[str, str]] = [alice.headers, {}] * 4
+        answers = list(pool.map(lambda headers: confirm(kassa, email, code, **headers), ways))
+    assert Counter(answer.status_code for answer in answers) == {200: 1, 401: 7}
+    assert profile(kassa, alice.tokens)["email"] in (email, None)

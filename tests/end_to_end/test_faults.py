@@ -2,6 +2,7 @@
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -129,6 +130,25 @@ def test_accepting_resumes_when_postgresql_is_back(kassa: Kassa):
     back = until(lambda: alice.operate(wait=0, type="deposit", amount=1, key="back").status_code == 202)
     assert back <= ACCEPTING_SECONDS_MAX
     assert seconds_until_applied(alice, before) <= SETTLE_SECONDS
+
+
+def test_what_is_stored_is_never_called_refused(kassa: Kassa):
+    """The database dies while the client waits for the outcome of what was accepted before."""
+    alice = kassa.user()
+    for process in ("worker", "sweeper"):
+        kassa.signal(process, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(alice.operate, wait=2, type="deposit", amount=777)
+            until(lambda: kassa.pending() == 1)
+            kassa.kill("postgres")
+            answer = waiting.result()
+    finally:
+        for process in ("worker", "sweeper"):
+            kassa.signal(process, signal.SIGCONT)
+    assert (answer.status_code, answer.json().get("status")) == (202, "pending")
+    until(lambda: answers(kassa))
+    until(lambda: alice.get("/v1/balance").json().get("balance") == 777)
 
 
 def answers(kassa: Kassa) -> bool:

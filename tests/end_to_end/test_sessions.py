@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,13 +19,18 @@ OTHER = "battery staple"
 SAMPLES = 9  # of each kind of name; below the limit of tries
 SLOWER_RATIO_MAX = 2  # a name that cost no hash would be answered in a fifth of the time
 WITHOUT_REDIS_SECONDS_MAX = 0.3
+CROWD = 190  # more than the API has threads
+PAUSE_SECONDS = 0.5  # of one who was told that too many are logging in
+READS_MEANWHILE_MIN = 10  # there would be four or five where the API's threads all wait
 
 Answer = httpx.Response
 
 
 @pytest.fixture(autouse=True)
-def all_tries_left(kassa: Kassa) -> None:
-    """All tests come from one address."""
+def all_tries_left(kassa: Kassa) -> Iterator[None]:
+    """All tests come from one address, and so do those that follow."""
+    execute(kassa, "DELETE FROM attempts")
+    yield
     execute(kassa, "DELETE FROM attempts")
 
 
@@ -140,7 +146,8 @@ def test_guesses_are_limited_and_a_flush_of_redis_gives_none_back(kassa: Kassa, 
     assert is_alive(kassa, kassa.user().tokens), "others are not kept out"
     with kassa.engine.connect() as connection:
         keys = set(connection.execute(sa.text("SELECT key FROM attempts")).scalars())
-    assert keys == {f"login/account/{name}", "login/address/127.0.0.1"}, "a client's word for its address is nothing"
+    addresses = {"login/address/127.0.0.1", "register/address/127.0.0.1"}
+    assert keys == {f"login/account/{name}"} | addresses, "a client's word for its address is nothing"
 
 
 def test_an_address_has_a_limit_over_all_names(kassa: Kassa, alice: User):
@@ -151,6 +158,49 @@ def test_an_address_has_a_limit_over_all_names(kassa: Kassa, alice: User):
     assert refused(log_in(kassa, "nobody-1", "wrong")) == (401, "invalid_credentials")
     assert refused(log_in(kassa, "nobody-2", "wrong")) == (429, "too_many_tries")
     assert refused(log_in(kassa, alice.name)) == (429, "too_many_tries")
+
+
+def register(kassa: Kassa, name: str) -> Answer:
+    return kassa.http.post("/v1/auth/register", json={"username": name, "password": PASSWORD})
+
+
+def test_registrations_from_an_address_are_limited(kassa: Kassa, alice: User):
+    execute(kassa, "UPDATE attempts SET count = 999 WHERE key = 'register/address/127.0.0.1'")
+    assert refused(register(kassa, alice.name)) == (409, "username_taken"), "this cost a hash, and counts"
+    answer = register(kassa, f"newcomer-{alice.name}")
+    assert refused(answer) == (429, "too_many_tries")
+    assert 0 < int(answer.headers["Retry-After"]) <= 3600
+    assert log_in(kassa, alice.name).status_code == 200
+
+
+def test_a_crowd_that_registers_keeps_nobody_else_waiting(kassa: Kassa, alice: User):
+    names = [f"crowd-{number // 2}-{alice.name}" for number in range(CROWD)]  # each name is wanted twice
+
+    def insist(name: str) -> list[Answer]:
+        answers = [register(kassa, name)]
+        while answers[-1].status_code == 503:
+            time.sleep(PAUSE_SECONDS)
+            answers.append(register(kassa, name))
+        return answers
+
+    reads = 0
+    with ThreadPoolExecutor(CROWD) as pool:
+        crowd = [pool.submit(insist, name) for name in names]
+        while not all(each.done() for each in crowd):
+            assert alice.get("/v1/balance").status_code == 200
+            reads += 1
+    answers = [answer for each in crowd for answer in each.result()]
+    assert reads >= READS_MEANWHILE_MIN
+    counts = Counter(answer.status_code for answer in answers)
+    assert counts.keys() == {201, 409, 503}
+    assert counts[201] == counts[409] == CROWD / 2
+    for answer in answers:
+        if answer.status_code == 503:
+            assert refused(answer) == (503, "busy")
+            assert answer.headers["Retry-After"] == "1"
+    with kassa.engine.connect() as connection:
+        query = "SELECT count FROM attempts WHERE key = 'register/address/127.0.0.1'"
+        assert connection.execute(sa.text(query)).scalar_one() == CROWD + 1, "who was sent away was not counted"
 
 
 def test_names_that_nobody_has_take_as_long_as_others(kassa: Kassa, alice: User):
@@ -191,7 +241,8 @@ def test_housekeeping_forgets_what_is_over_and_keeps_the_rest(kassa: Kassa, alic
     assert is_alive(kassa, alice.tokens)
     assert not is_alive(kassa, bob.tokens)
     with kassa.engine.connect() as connection:
-        assert connection.execute(sa.text("SELECT count(*) FROM attempts")).scalar_one() == 2
+        query = "SELECT count(*) FROM attempts WHERE key LIKE 'login/%'"
+        assert connection.execute(sa.text(query)).scalar_one() == 2
 
 
 def test_nothing_of_it_needs_redis(kassa: Kassa, alice: User):

@@ -10,13 +10,12 @@ import msgspec
 import pytest
 
 from cli.servers import LOOPBACK, free_port
-from core import codes, identity
+from core import codes, identity, users
 from core.attempts import MAILS_PER_ADDRESS_MAX, MAILS_PER_EMAIL_MAX
 from core.errors import Refusal
-from core.passwords import hash_password
 from core.settings import Settings
 from tests.integration.conftest import Bank, aside, until
-from tests.integration.test_identity import SETTINGS, caller_of, outcome
+from tests.integration.test_identity import PASSWORD, PASSWORD_HASH, SETTINGS, caller_of, outcome
 from tests.mailbox import Mailbox, code_in
 from worker import mail
 
@@ -47,8 +46,8 @@ def ask_and_mail(bank: Bank, settings: Settings, email: str = EMAIL) -> None:
     assert mail.mail_code(bank.engine, settings, code_id)
 
 
-def confirm(bank: Bank, code: str, email: str = EMAIL) -> dict[str, Any]:
-    return codes.confirm(bank.engine, SETTINGS, email, code, ADDRESS)
+def confirm(bank: Bank, code: str, email: str = EMAIL, caller_id: str | None = None) -> dict[str, Any]:
+    return codes.confirm(bank.engine, SETTINGS, email, code, ADDRESS, caller_id)
 
 
 def forgotten(bank: Bank) -> list[str]:
@@ -227,17 +226,121 @@ def test_old_codes_are_forgotten(bank: Bank):
     assert bank.value("SELECT id FROM email_codes") == live
 
 
-def test_whoever_claimed_an_address_before_its_owner_is_locked_out(bank: Bank, settings: Settings, mailbox: Mailbox):
-    password = "mallory's password"
+def claimant(bank: Bank, email: str = EMAIL, role: str = "user") -> tuple[str, dict[str, Any]]:
+    """Somebody who has given an address and not confirmed it. Returns the id and a session's tokens."""
     with bank.engine.begin() as connection:
-        mallory = identity.insert_user(connection, SETTINGS, "mallory", EMAIL, hash_password(password))
-    stolen = identity.log_in(bank.engine, SETTINGS, "mallory", password, ADDRESS)
+        made = identity.insert_user(connection, SETTINGS, "mallory", email, PASSWORD_HASH)
+    bank.execute("UPDATE users SET role = :role WHERE id = :id", role=role, id=made)
+    return made, identity.log_in(bank.engine, SETTINGS, "mallory", PASSWORD, ADDRESS)
+
+
+def user_row(bank: Bank, user_id: str) -> dict[str, Any]:
+    """Everything that is stored of a user."""
+    [(row,)] = bank.rows("SELECT to_jsonb(u) FROM users u WHERE id = :id", id=user_id)
+    return row
+
+
+@pytest.mark.parametrize("role", ["user", "admin"])
+def test_a_claim_is_dropped_when_the_owner_confirms_the_address_and_nothing_else_changes_hands(
+    bank: Bank, settings: Settings, mailbox: Mailbox, role: str
+):
+    mallory, tokens = claimant(bank, role=role)
+    before = user_row(bank, mallory)
+    ask_and_mail(bank, settings, EMAIL.upper())
+    owner = caller_of(bank, confirm(bank, mailbox.codes(EMAIL.upper())[-1], EMAIL.upper()))
+    assert owner.id != mallory
+    assert owner.role == "user"
+    assert bank.value("SELECT email_confirmed_at IS NOT NULL FROM users WHERE id = :id", id=owner.id)
+    assert bank.value("SELECT count(*) FROM accounts WHERE user_id = :id", id=owner.id) == 1
+    assert user_row(bank, mallory) == before | {"email": None}
+    assert caller_of(bank, tokens).role == role
+    assert outcome(lambda: identity.log_in(bank.engine, SETTINGS, "mallory", PASSWORD, ADDRESS)) == "fine"
     ask_and_mail(bank, settings)
-    owners = confirm(bank, mailbox.codes(EMAIL)[-1])
-    assert caller_of(bank, owners).id == mallory
-    assert outcome(lambda: caller_of(bank, stolen)) == "invalid_token"
-    again = outcome(lambda: identity.log_in(bank.engine, SETTINGS, "mallory", password, ADDRESS))
-    assert again == "invalid_credentials"
+    assert caller_of(bank, confirm(bank, mailbox.codes(EMAIL)[-1])).id == owner.id, "what is confirmed stays so"
+
+
+def test_a_claim_is_confirmed_by_a_code_that_the_claimant_sends(bank: Bank, settings: Settings, mailbox: Mailbox):
+    alice, tokens = claimant(bank, role="admin")
+    before = user_row(bank, alice)
     ask_and_mail(bank, settings)
-    confirm(bank, mailbox.codes(EMAIL)[-1])
-    assert caller_of(bank, owners).id == mallory, "what is confirmed stays so"
+    assert outcome(lambda: confirm(bank, "wrong", caller_id=alice)) == "invalid_code"
+    assert user_row(bank, alice) == before
+    confirmed = confirm(bank, mailbox.codes(EMAIL)[-1], caller_id=alice)
+    after = user_row(bank, alice)
+    assert after.pop("email_confirmed_at") is not None
+    assert after == {name: value for name, value in before.items() if name != "email_confirmed_at"}
+    assert caller_of(bank, confirmed).id == alice
+    assert caller_of(bank, confirmed).session_id != caller_of(bank, tokens).session_id
+    assert outcome(lambda: identity.log_in(bank.engine, SETTINGS, "mallory", PASSWORD, ADDRESS)) == "fine"
+    ask_and_mail(bank, settings)
+    assert caller_of(bank, confirm(bank, mailbox.codes(EMAIL)[-1])).id == alice, "it logs in from now on"
+    assert bank.value("SELECT count(*) FROM users") == 1
+
+
+def test_anothers_token_confirms_nothing_for_the_claimant_and_nothing_for_the_other(
+    bank: Bank, settings: Settings, mailbox: Mailbox
+):
+    mallory, _ = claimant(bank)
+    other = bank.user("other")
+    ask_and_mail(bank, settings)
+    owner = caller_of(bank, confirm(bank, mailbox.codes(EMAIL)[-1], caller_id=other.id))
+    assert owner.id not in (mallory, other.id)
+    assert bank.rows("SELECT id FROM users WHERE email IS NOT NULL") == [(owner.id,)]
+
+
+def test_a_disabled_claimant_loses_the_address_even_with_a_token_that_was_good_just_now(
+    bank: Bank, settings: Settings, mailbox: Mailbox
+):
+    mallory, _ = claimant(bank)
+    bank.execute("UPDATE users SET disabled_at = clock_timestamp()")
+    ask_and_mail(bank, settings)
+    assert caller_of(bank, confirm(bank, mailbox.codes(EMAIL)[-1], caller_id=mallory)).id != mallory
+    assert user_row(bank, mallory)["email"] is None
+
+
+def test_a_claimant_whose_username_is_the_address_keeps_the_name(bank: Bank, settings: Settings, mailbox: Mailbox):
+    with bank.engine.begin() as connection:
+        mallory = identity.insert_user(connection, SETTINGS, EMAIL, EMAIL, None)
+    ask_and_mail(bank, settings)
+    owner = caller_of(bank, confirm(bank, mailbox.codes(EMAIL)[-1]))
+    assert owner.username.startswith(f"{EMAIL}-")
+    assert (user_row(bank, mallory)["username"], user_row(bank, mallory)["email"]) == (EMAIL, None)
+
+
+@pytest.mark.parametrize("by_claimant", [True, False])
+def test_of_right_tries_at_once_for_a_claimed_address_one_gets_in(
+    bank: Bank, settings: Settings, mailbox: Mailbox, by_claimant: bool
+):
+    mallory, _ = claimant(bank)
+    caller_id = mallory if by_claimant else None
+    ask_and_mail(bank, settings)
+    code = mailbox.codes(EMAIL)[-1]
+    with bank.held("SELECT id FROM email_codes FOR UPDATE"):
+        tries = [aside(lambda: outcome(lambda: confirm(bank, code, caller_id=caller_id))) for _ in range(4)]
+        until(lambda: len(bank.waiting_for_lock("kassa-tests")) == 4)
+    assert sorted(found.result(10) for found in tries) == ["fine"] + ["invalid_code"] * 3
+    assert bank.value("SELECT count(*) FROM users") == (1 if by_claimant else 2)
+    assert bank.value("SELECT count(*) FROM users WHERE email_confirmed_at IS NOT NULL") == 1
+
+
+def test_a_claim_that_is_made_meanwhile_waits_and_finds_the_address_taken(
+    bank: Bank, settings: Settings, mailbox: Mailbox
+):
+    mallory, _ = claimant(bank)
+    bob = bank.user("bob")
+    ask_and_mail(bank, settings)
+    code = mailbox.codes(EMAIL)[-1]
+
+    def claim() -> str:
+        def change() -> None:
+            with bank.engine.begin() as connection:
+                users.change(connection, bob.id, {"email": EMAIL})
+
+        return outcome(change)
+
+    with bank.held("SELECT id FROM users WHERE id = :id FOR UPDATE", id=mallory):
+        confirming = aside(lambda: confirm(bank, code))
+        until(lambda: len(bank.waiting_for_lock("kassa-tests")) == 1)
+        claiming = aside(claim)
+    assert claiming.result(10) == "email_taken"
+    assert caller_of(bank, confirming.result(10)).id not in (mallory, bob.id)

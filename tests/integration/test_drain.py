@@ -398,3 +398,15 @@ def test_the_heads_are_those_that_a_drain_takes_first(bank: Bank):
         heads = lanes.heads(connection)
         firsts = {lane: lanes.next_pending(connection, lane, 1)[0].id for lane in range(LANES)}
     assert heads == firsts
+
+
+def test_an_operation_of_a_type_that_nobody_knows_fails_alone(bank: Bank):
+    """As a newer API would accept one while an older worker still runs."""
+    alice, bob = bank.user(), bank.user()
+    strange = bank.accept(alice, amount=1).row.id
+    bank.execute("UPDATE operations SET type = 'gift' WHERE id = :id", id=strange)
+    bank.accept(alice, amount=2)
+    bank.accept(bob, amount=3)
+    assert bank.drain().counts == {"failed": 1, "applied": 2}
+    assert (bank.statuses(alice), bank.statuses(bob)) == (["failed", "applied"], ["applied"])
+    assert (bank.balance(alice), bank.balance(bob)) == (2, 3)

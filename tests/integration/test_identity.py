@@ -1,9 +1,9 @@
 """Logging in, sessions and passwords, against a real database: who gets in, who does not, and how often."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import falcon.testing
@@ -58,6 +58,15 @@ def refresh(bank: Bank, tokens: dict[str, Any]) -> dict[str, Any] | None:
         return sessions.refresh(connection, SETTINGS, tokens["refresh_token"])
 
 
+@contextmanager
+def hashing_held() -> Iterator[None]:
+    """Nobody gets a turn at hashing meanwhile."""
+    with ExitStack() as held:
+        for _ in range(passwords.HASHES_AT_ONCE_MAX):
+            held.enter_context(passwords.hashing)
+        yield
+
+
 def test_logging_in(bank: Bank, alice: User):
     tokens = log_in(bank, "aLICE")
     caller = caller_of(bank, tokens)
@@ -110,13 +119,38 @@ def test_a_right_guess_that_a_crowd_overtook_comes_too_late(bank: Bank, alice: U
     looked = """
 SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'kassa-other'
    AND state = 'idle' AND query LIKE '%password_hash%'"""
-    with ExitStack() as hashing:
-        for _ in range(passwords.HASHES_AT_ONCE_MAX):
-            hashing.enter_context(passwords.hashing)
+    with hashing_held():
         guess = aside(lambda: outcome(lambda: identity.log_in(other_engine, SETTINGS, "alice", PASSWORD, ADDRESS)))
         until(lambda: bank.rows(looked))  # it had tries left, and is waiting to be hashed without a connection
         bank.execute("INSERT INTO attempts VALUES ('login/account/alice', 10, clock_timestamp() + interval '1 minute')")
     assert guess.result(10) == "too_many_tries"
+
+
+def test_beyond_twelve_who_wait_for_a_hash_others_are_sent_away_at_once_and_uncounted(bank: Bank, alice: User):
+    with hashing_held():
+        waiting = [aside(lambda: outcome(lambda: log_in(bank))) for _ in range(passwords.HASHES_WAITING_MAX)]
+        until(lambda: passwords.waiting._value == 0)
+        assert outcome(lambda: log_in(bank)) == "busy"
+        assert outcome(lambda: log_in(bank, "nobody", "wrong")) == "busy"
+        assert outcome(lambda: identity.hash_first_password(bank.engine, PASSWORD, ADDRESS)) == "busy"
+        assert not any(found.done() for found in waiting)
+        assert bank.rows("SELECT key FROM attempts") == []
+    assert [found.result(10) for found in waiting] == ["fine"] * passwords.HASHES_WAITING_MAX
+    assert outcome(lambda: log_in(bank)) == "fine"
+    assert outcome(lambda: log_in(bank, password="wrong")) == "invalid_credentials"
+    assert passwords.waiting._value == passwords.HASHES_WAITING_MAX, "every place was given back"
+
+
+def test_registrations_are_limited_by_the_clients_address(bank: Bank):
+    def register(address: str) -> str:
+        return outcome(lambda: identity.hash_first_password(bank.engine, PASSWORD, address))
+
+    assert register(ADDRESS) == "fine"
+    bank.execute("UPDATE attempts SET count = :count", count=identity.REGISTRATIONS_PER_ADDRESS_MAX - 1)
+    assert [register(ADDRESS) for _ in range(3)] == ["fine", "too_many_tries", "too_many_tries"]
+    assert register("192.0.2.2") == "fine"
+    bank.execute("UPDATE attempts SET window_ends_at = clock_timestamp()")
+    assert register(ADDRESS) == "fine"
 
 
 @pytest.mark.parametrize("change", ["password_hash = 'another'", "disabled_at = clock_timestamp()"])

@@ -70,7 +70,7 @@ CREATE TABLE operations (
 
 CREATE INDEX operations_counterparty_id_created_at ON operations (counterparty_id, created_at, id) WHERE counterparty_id IS NOT NULL;
 
-CREATE INDEX operations_pending ON operations (lane, turn) WHERE status = 'pending';
+CREATE INDEX operations_pending ON operations (lane, turn, id) WHERE status = 'pending';
 
 CREATE INDEX operations_user_id_created_at ON operations (user_id, created_at, id);
 

@@ -1,0 +1,36 @@
+"""Connections and prepared statements, when the database changes or goes away under them."""
+
+import pytest
+import sqlalchemy as sa
+
+from core import db, views
+from tests.integration.conftest import Bank
+
+
+def test_a_migration_under_way_does_not_break_what_is_prepared(bank: Bank):
+    alice = bank.user()
+    with bank.autocommit.connect() as connection:
+        operation_id = bank.accept(alice).row.id
+        assert views.find_operation(connection, operation_id) is not None
+        bank.execute("ALTER TABLE operations ADD COLUMN later text")
+        for _ in range(3):
+            row = views.find_operation(connection, operation_id)
+            assert row is not None
+            assert row.id == operation_id
+    for _ in range(20):
+        bank.accept(alice)
+    assert bank.drain().counts == {"applied": 21}
+
+
+def test_only_a_failure_to_connect_is_known_to_have_stored_nothing(bank: Bank, engine: sa.Engine):
+    with engine.connect() as connection:
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        bank.execute("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        with pytest.raises(sa.exc.DBAPIError) as lost:
+            connection.commit()
+    assert not db.never_connected(lost.value)
+    assert db.is_connection_lost(lost.value)
+    nowhere = db.engine("postgresql://kassa@127.0.0.1:1/kassa", "tests", 1)
+    with pytest.raises(sa.exc.OperationalError) as refused, nowhere.connect():
+        pass
+    assert db.never_connected(refused.value)
