@@ -111,6 +111,7 @@ def answer(response: falcon.Response, document: dict[str, Any]) -> None:
     response.data = msgspec.json.encode(document)
     response.text = response.media = None
     response.set_header("Cache-Control", "no-store")
+    response.delete_header("ETag")
     if document["status"] == 401:
         error = "" if document["code"] == "missing_token" else ', error="invalid_token"'
         response.set_header("WWW-Authenticate", f'Bearer realm="kassa"{error}')

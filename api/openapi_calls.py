@@ -123,7 +123,7 @@ CALLS = {
         tagged=True,
     ),
     "GET /v1/accounts/{id}/statement": Call(
-        {200: answers.Statement}, query=schemas.StatementQuery, problems=("account_not_found",), csv=True
+        {200: answers.Statement}, query=schemas.StatementQuery, problems=("account_not_found",), csv=True, tagged=True
     ),
     "POST /v1/operations": Call(
         {202: answers.Operation, 200: answers.Operation},
@@ -137,6 +137,7 @@ CALLS = {
         query=schemas.OperationsQuery,
         problems=("account_not_found", "bad_cursor"),
         headers={200: ("Link",)},
+        tagged=True,
     ),
     "GET /v1/operations/{id}": Call(
         {200: answers.Operation},

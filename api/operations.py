@@ -12,7 +12,7 @@ import structlog
 from api.auth import EVERYONE, allowed
 from api.dependencies import Dependencies
 from api.requests import idempotency_key, preferred_wait, read_json, read_query
-from api.responses import send, send_tagged
+from api.responses import is_known_state, send, send_tagged
 from api.schemas import AnyOperation, OperationBody, OperationsQuery, WaitQuery
 from core import history, views
 from core.acceptance import accept, request_cancellation
@@ -101,6 +101,8 @@ class Operations:
         caller: Caller = request.context.caller
         with self.dependencies.reader.connect() as connection:
             owner = self._owner(connection, caller, fields["account_id"])
+            if is_known_state(request, response, *history.state(connection, owner)):
+                return
             page = history.page(connection, owner, history.Query(**fields))
         send(response, {"items": page.items, "next_cursor": page.next_cursor})
         if page.next_cursor:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from api.auth import EVERYONE, allowed
 from api.dependencies import Dependencies
 from api.requests import read_query
-from api.responses import send, send_csv, wants_csv
+from api.responses import is_known_state, send, send_csv, wants_csv
 from api.schemas import StatementQuery
 from core import statement, views
 from core.errors import Refusal
@@ -36,6 +36,8 @@ class Statements:
             account = views.find_account(connection, str(id))
             if account is None or (account.user_id != caller.id and not caller.reads_everything):
                 raise Refusal("account_not_found", "You have no such account.")
+            if is_known_state(request, response, account.version):
+                return
             opening, closing = bounds(connection, account, query)
             after = max(opening.version, query.cursor)
             entries: list[views.Document] = []

@@ -67,6 +67,14 @@ class Page:
     next_cursor: str | None
 
 
+def state(connection: sa.Connection, user_id: str) -> tuple[object, ...]:
+    """Counters that move with what a history shows: operations accepted and finished, and the accounts' versions."""
+    query = """
+SELECT u.next_seq, u.done_seq, (SELECT array_agg(version ORDER BY id) FROM accounts WHERE user_id = u.id)
+  FROM users u WHERE u.id = :user"""
+    return tuple(connection.execute(sa.text(query), {"user": user_id}).one())
+
+
 def page(connection: sa.Connection, user_id: str, query: Query) -> Page:
     """One page of the user's history. Raises Refusal: bad_cursor, account_not_found."""
     if query.account_id:

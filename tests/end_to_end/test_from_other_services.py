@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cli.stack import ROOT
-from tests.end_to_end.conftest import PASSWORD, Kassa, until
+from tests.end_to_end.conftest import PASSWORD, Kassa, User, until
 from tests.end_to_end.test_services import on_sale, promote
 
 NOBODY = "01a1fb36-b9a6-76c2-81f4-000000000000"
@@ -117,9 +117,20 @@ def at_the_same_instant(kassa: Kassa) -> None:
 def cached_history(kassa: Kassa) -> None:
     alice = kassa.user(deposit=1)
     [operation] = alice.get("/v1/operations").json()["items"]
-    for path in (operation["links"]["self"], operation["links"]["account"]):
+    for path in ("/v1/operations", operation["links"]["self"], operation["links"]["account"]):
         tag = alice.get(path).headers["ETag"]
         assert alice.get(path, **{"If-None-Match": tag}).status_code == 304
+    tag = alice.get("/v1/operations").headers["ETag"]
+    for change in (lambda: alice.operate(type="deposit", amount=1), lambda: give(kassa, alice)):
+        change()
+        changed = alice.get("/v1/operations", **{"If-None-Match": tag})
+        assert (changed.status_code, changed.headers["ETag"] != tag) == (200, True)
+        tag = changed.headers["ETag"]
+
+
+def give(kassa: Kassa, receiver: User) -> None:
+    """Another user's transfer to the receiver."""
+    kassa.user(deposit=5).operate(type="transfer", amount=5, to_user_id=receiver.id)
 
 
 @row("C5")

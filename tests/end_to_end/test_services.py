@@ -149,6 +149,10 @@ def test_a_statement_accounts_for_every_entry(kassa: Kassa):
     assert [row["balance_after"] for row in table] == ["0.00", "10.00", "7.00", "6.50", "6.50"]
     assert [row["amount"] for row in table] == ["", "10.00", "-3.00", "-0.50", ""]
     assert table[2]["comment"] == '\'=HYPERLINK("x")'
+    for headers in ({}, {"Accept": "text/csv"}):
+        tag = alice.get(path, **headers).headers["ETag"]
+        assert alice.get(path, **headers, **{"If-None-Match": tag}).status_code == 304
+        assert alice.get(f"{path}?limit=1", **headers, **{"If-None-Match": tag}).status_code == 200, "another question"
     incoming = bob.get(f"/v1/accounts/{bob.account_id}/statement").json()["entries"][0]
     assert (incoming["amount"], incoming["counterparty"]["username"]) == (300, alice.name)
     assert bob.get(path).status_code == 404
