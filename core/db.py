@@ -26,13 +26,18 @@ STRING_UUID = psycopg2.extensions.new_type((UUID_OID,), "UUID", lambda value, _c
 SESSION = {
     # A worker frozen while it holds a lane's lock loses it after this; a drain is idle for milliseconds.
     "idle_in_transaction_session_timeout": "4s",
-    # Longer than the above, so that whoever waits behind a frozen worker gets its turn rather than an error.
+    # Longer than the above, so that whoever waits behind a frozen worker gets its turn rather than an error. But see
+    # DRAIN_LOCK_TIMEOUT.
     "lock_timeout": "5s",
     "statement_timeout": "15s",
     # A client that died while its statement waited for a lock must not have it executed afterwards.
     "client_connection_check_interval": "1s",
     "timezone": "UTC",
 }
+# Of those who drain: shorter than the time after which a frozen one loses its locks. Else a second one, frozen while it
+# waits, would be handed the lock then, and keep it for as long again.
+DRAIN_LOCK_TIMEOUT = "1s"
+LOCK_NOT_AVAILABLE = "55P03"
 TCP = {
     "connect_timeout": 3,
     "keepalives_idle": 5,
@@ -48,10 +53,15 @@ def psycopg2_url(database_url: str) -> sa.URL:
 
 
 def engine(
-    database_url: str, process: str, pool_size: int = 4, pool_wait_seconds: float = POOL_WAIT_SECONDS
+    database_url: str,
+    process: str,
+    pool_size: int = 4,
+    pool_wait_seconds: float = POOL_WAIT_SECONDS,
+    lock_timeout: str = SESSION["lock_timeout"],
 ) -> sa.Engine:
     """An engine whose connections are named after `process` and never wait without end."""
-    options = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
+    session = SESSION | {"lock_timeout": lock_timeout}
+    options = " ".join(f"-c {name}={value}" for name, value in session.items())
     made = sa.create_engine(
         psycopg2_url(database_url),
         pool_size=pool_size,
@@ -157,6 +167,11 @@ def require_ready(made: sa.Engine, lane_count: int) -> None:
             raise NotReady(f"the database has schema {found}, this version needs {wanted}: run ./kassa migrate.")
         if connection.exec_driver_sql("SELECT count(*) FROM lanes").scalar_one() < lane_count:
             raise NotReady(f"the database has fewer lanes than LANES={lane_count}: run ./kassa migrate.")
+
+
+def is_lock_timeout(error: BaseException) -> bool:
+    """Whether somebody else held a lock for too long."""
+    return getattr(getattr(error, "orig", error), "pgcode", None) == LOCK_NOT_AVAILABLE
 
 
 def is_connection_lost(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ FORGOTTEN_CODES_SECONDS = 60.0  # somebody waits for the mail, and its code is g
 try:
     configuration = settings.load()
     telemetry.configure(configuration.log_level)
-    engine = db.engine(configuration.database_url, "worker", pool_size=2)
+    engine = db.engine(configuration.database_url, "worker", 2, lock_timeout=db.DRAIN_LOCK_TIMEOUT)
     with engine.connect() as connection:
         lane_ids = lanes.all_ids(connection)
 except (settings.SettingsError, sa.exc.DBAPIError) as error:

@@ -2,7 +2,8 @@
 
 A decision that raises fails its own operation. A batch that cannot be written for a reason of ours (a broken
 constraint, say) is taken again in ever smaller parts, until the operation at fault stands alone, and is marked failed.
-A fault of the world (database gone, deadlock, lock timeout) undoes the batch and is raised; the lane is tried again.
+A fault of the world (database gone, deadlock) undoes the batch and is raised; the lane is tried again. So it is where
+another holds a lock for too long: that one may be frozen.
 """
 
 import time
@@ -15,6 +16,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from core import lanes, ledger, rules, services
+from core.db import is_lock_timeout
 from core.lanes import LANE_BATCH_OPERATIONS_MAX
 from core.operations import Account, Applied, Failed, Operation, Outcome, Shelf
 
@@ -57,6 +59,12 @@ def drain(engine: sa.Engine, lane: int, *, wait: bool = True, seconds: float = S
             log.exception("batch_not_written", lane=lane, operations=len(error.operation_ids))
             counts, full, limit = Counter(), True, max(1, len(error.operation_ids) // NARROWING)
             decide = failing(error.operation_ids[0]) if len(error.operation_ids) == 1 else rules.decide
+        except OperationalError as error:
+            if not is_lock_timeout(error):
+                raise
+            log.warning("locks_held_by_another", lane=lane)
+            done.remaining = True
+            return done
         else:
             full, limit = counts.total() == limit, min(limit * NARROWING, LANE_BATCH_OPERATIONS_MAX)
             decide = rules.decide

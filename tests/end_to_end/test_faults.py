@@ -120,6 +120,31 @@ def test_frozen_workers_do_not_stop_the_lanes(kassa: Kassa):
         kassa.signal("worker", signal.SIGCONT)
 
 
+def test_one_frozen_worker_after_another_does_not_stop_the_lane_for_longer(kassa: Kassa):
+    """A second worker is frozen while it waits for the lock of the first: it must not be handed the lock later."""
+    alice = kassa.user()
+    kassa.signal("sweeper", signal.SIGSTOP)
+    try:
+        with kassa.engine.connect() as connection:  # the first
+            connection.exec_driver_sql("SELECT FROM lanes FOR UPDATE")
+            paths, _ = accept_and_time(alice)
+            until(lambda: waiting_for_a_lock(kassa) > 0)
+            kassa.signal("worker", signal.SIGSTOP)
+            kassa.signal("sweeper", signal.SIGCONT)
+            assert seconds_until_applied(alice, paths) <= FROZEN_SECONDS_MAX
+            connection.invalidate()
+    finally:
+        kassa.signal("sweeper", signal.SIGCONT)
+        kassa.signal("worker", signal.SIGCONT)
+
+
+def waiting_for_a_lock(kassa: Kassa) -> int:
+    """How many workers' statements wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'kassa-worker'"
+    with kassa.engine.connect() as connection:
+        return connection.exec_driver_sql(query).scalar_one()
+
+
 def test_accepting_resumes_when_postgresql_is_back(kassa: Kassa):
     alice = kassa.user(deposit=100)
     before, _ = accept_and_time(alice, 20)
