@@ -38,7 +38,7 @@ def read_body(request: falcon.Request, bytes_max: int) -> bytes:
     """The body's bytes, once their length and type are known to be right."""
     length = request.content_length
     if length is None:
-        raise Refusal("length_required", "Send the body with a Content-Length, not in chunks.")
+        raise Refusal("length_required", "Send a JSON body with its Content-Length; chunks are not taken.")
     if length is not None and length > bytes_max:
         raise Refusal("body_too_large", f"A body here has at most {bytes_max} bytes.", limit=bytes_max)
     content_type = (request.content_type or "").partition(";")[0].strip().lower()

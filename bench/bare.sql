@@ -1,5 +1,6 @@
 -- What Kassa is compared with: the bare minimum by hand. Two rows locked in order, both updated, two lines of history.
-\set a random(1, :users)
+-- With one payer, one account is in every transaction.
+\set a random(1, :payers)
 \set b random(1, :users)
 \set amount random(1, 100)
 BEGIN;
