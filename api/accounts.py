@@ -5,14 +5,14 @@ from uuid import UUID
 import falcon
 import sqlalchemy as sa
 
-from api.auth import EVERYONE, allowed
+from api.auth import EVERYONE, Bearer, allowed, require
 from api.dependencies import Dependencies
 from api.requests import read_json, read_query
 from api.responses import send, send_tagged
 from api.schemas import AccountQuery, AccountsQuery, NewAccount
 from core import accounts, rates, statement, views
 from core.errors import Refusal
-from core.identity import Caller
+from core.identity import reads_everything
 from core.money import is_currency
 
 
@@ -43,28 +43,30 @@ class Accounts:
             items = in_currency(connection, [views.account(row) for row in rows], query.currency)
         send_tagged(request, response, {"items": items})
 
-    @allowed(*EVERYONE)
+    @allowed(*EVERYONE, looks_itself=True)
     def on_get_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
         """One account; with `min_seq`, once the caller's operations up to it are finished."""
         self._show(request, response, str(id))
 
-    @allowed(*EVERYONE)
+    @allowed(*EVERYONE, looks_itself=True)
     def on_get_balance(self, request: falcon.Request, response: falcon.Response) -> None:
         """The caller's default account."""
         self._show(request, response, None)
 
     def _show(self, request: falcon.Request, response: falcon.Response, account_id: str | None) -> None:
-        caller: Caller = request.context.caller
+        bearer: Bearer = request.context.bearer
         query: AccountQuery = read_query(request, AccountQuery)
         require_currency(query.currency)
         if query.min_seq is not None:
-            self._wait_for_seq(caller.id, query.min_seq, query.wait)
+            require(self.dependencies, request, EVERYONE)
+            self._wait_for_seq(bearer.user_id, query.min_seq, query.wait)
         with self.dependencies.reader.connect() as connection:
-            if account_id:
-                row = views.find_account(connection, account_id)
-            else:
-                row = views.get_default_account(connection, caller.id)
-            if row is None or (row.user_id != caller.id and not caller.reads_everything):
+            row = views.find_account_for(connection, bearer.session_id, bearer.user_id, account_id)
+            if (
+                row is None
+                or row.id is None
+                or not (row.user_id == bearer.user_id or reads_everything(row.caller_role))
+            ):
                 raise Refusal("account_not_found", "You have no such account.")
             then = statement.point(connection, row.id, query.at, inclusive=True) if query.at else None
             [document] = in_currency(connection, [views.account(row, then)], query.currency)

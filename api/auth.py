@@ -1,6 +1,7 @@
 """Registration, passwords, sessions; and who may call what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -20,9 +21,11 @@ EVERYONE = ("user", "service", "auditor", "admin")
 Responder = Callable[..., None]
 
 
-def allowed(*roles: str) -> Callable[[Responder], Responder]:
+def allowed(*roles: str, looks_itself: bool = False) -> Callable[[Responder], Responder]:
     """Let only callers of these roles through, with the Caller in `request.context.caller`.
 
+    looks_itself: the responder's own statement looks whether the session lasts, which saves a round trip. It finds the
+    Bearer in `request.context.bearer`, and calls `require` where its statement found nothing.
     Raises Refusal: missing_token, invalid_token, forbidden.
     """
 
@@ -30,10 +33,15 @@ def allowed(*roles: str) -> Callable[[Responder], Responder]:
         @wraps(responder)
         def guarded(self: Any, request: falcon.Request, response: falcon.Response, **parameters: Any) -> None:
             response.set_header("Cache-Control", "private, no-cache")
-            request.context.caller = authenticate(self.dependencies, request)
-            if request.context.caller.role not in roles:
-                raise Refusal("forbidden", "Your role does not allow this.")
-            responder(self, request, response, **parameters)
+            request.context.bearer = read_bearer(self.dependencies, request)
+            if not looks_itself:
+                require(self.dependencies, request, roles)
+            try:
+                responder(self, request, response, **parameters)
+            except (Refusal, falcon.HTTPError):  # who may not ask at all is told that, and nothing else
+                if looks_itself:
+                    require(self.dependencies, request, roles)
+                raise
 
         guarded.roles = roles  # type: ignore[attr-defined]
         return guarded
@@ -41,14 +49,38 @@ def allowed(*roles: str) -> Callable[[Responder], Responder]:
     return guard
 
 
-def authenticate(dependencies: Dependencies, request: falcon.Request) -> identity.Caller:
-    """The caller of a request. Raises Refusal: missing_token, invalid_token."""
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """What a sound token says. Whether its session still lasts is another question."""
+
+    session_id: str
+    user_id: str
+
+
+def read_bearer(dependencies: Dependencies, request: falcon.Request) -> Bearer:
+    """Whom the token of a request names. Raises Refusal: missing_token, invalid_token."""
     scheme, _, token = (request.auth or "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise Refusal("missing_token", "Send Authorization: Bearer <access token>; POST /v1/auth/login gives one.")
+    bearer = Bearer(*sessions.read_access_token(dependencies.settings, token.strip()))
+    structlog.contextvars.bind_contextvars(user=bearer.user_id)
+    return bearer
+
+
+def require(dependencies: Dependencies, request: falcon.Request, roles: Collection[str]) -> identity.Caller:
+    """The caller of a request, if the session lasts and the role is one of these. Raises Refusal."""
+    caller = authenticate(dependencies, request)
+    if caller.role not in roles:
+        raise Refusal("forbidden", "Your role does not allow this.")
+    return caller
+
+
+def authenticate(dependencies: Dependencies, request: falcon.Request) -> identity.Caller:
+    """The caller of a request, kept in `request.context.caller`. Raises Refusal: missing_token, invalid_token."""
+    bearer = read_bearer(dependencies, request)
     with dependencies.reader.connect() as connection:
-        caller = identity.caller(connection, dependencies.settings, token.strip())
-    structlog.contextvars.bind_contextvars(user=caller.id)
+        request.context.caller = identity.caller(connection, bearer.session_id, bearer.user_id)
+    caller: identity.Caller = request.context.caller
     return caller
 
 

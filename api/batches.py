@@ -9,7 +9,7 @@ import structlog
 
 from api.auth import EVERYONE, allowed
 from api.dependencies import Dependencies
-from api.operations import RETRY_AFTER_SECONDS, command_of
+from api.operations import MAY_ASK, RETRY_AFTER_SECONDS, command_of, require_may_ask
 from api.requests import convert, idempotency_key, read_json
 from api.responses import send, send_tagged
 from api.schemas import AnyOperation, NewBatch, OperationBody, Purchase
@@ -28,7 +28,7 @@ class Batches:
     def __init__(self, dependencies: Dependencies) -> None:
         self.dependencies = dependencies
 
-    @allowed("user", "service", "admin")
+    @allowed(*MAY_ASK)
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Accept each operation of a batch for itself, all of them durably in one transaction."""
         body: NewBatch = read_json(request, NewBatch, BATCH_BYTES_MAX)
@@ -47,7 +47,7 @@ class Batches:
             for kind, count in Counter(command.type for command in commands.values()).items():
                 ACCEPTED.labels(kind).inc(count)
         structlog.contextvars.bind_contextvars(batch=stored.batch_id, lanes=sorted(stored.lanes))
-        send(response, self._document(stored.batch_id, caller), falcon.HTTP_202)
+        send(response, stored.document or self._document(stored.batch_id, caller), falcon.HTTP_202)
         response.set_header("Location", f"/v1/batches/{stored.batch_id}")
         response.set_header("Retry-After", RETRY_AFTER_SECONDS)
         if stored.replayed:
@@ -57,6 +57,7 @@ class Batches:
         self, request: falcon.Request, body: NewBatch
     ) -> tuple[dict[int, Command], dict[int, batches.Errors]]:
         """What is asked for, by place in the batch; and the errors of the places where nothing valid is."""
+        caller: Caller = request.context.caller
         commands: dict[int, Command] = {}
         invalid: dict[int, batches.Errors] = {}
         for place, item in enumerate(body.operations):
@@ -64,7 +65,9 @@ class Batches:
                 operation: OperationBody = convert(item, AnyOperation)
                 if isinstance(operation, Purchase):
                     raise Refusal("not_in_a_batch", "Hand in a purchase by itself.", pointer="/type")
-                commands[place] = command_of(self.dependencies, request, operation, None)
+                command = command_of(caller.id, request, operation, None)
+                require_may_ask(self.dependencies, caller, command)
+                commands[place] = command
             except Refusal as refusal:
                 invalid[place] = refusal.facts.get("errors") or [
                     {"pointer": refusal.pointer or "", "code": refusal.code, "detail": refusal.detail}

@@ -7,20 +7,24 @@ import sqlalchemy as sa
 
 from core import db
 from core.doorbell import Doorbell, redis_client
+from core.gathering import Gathering
 from core.settings import Settings
 from core.waiting import Waiting
 
-CONNECTIONS_MAX = 12  # of a process; requests beyond wait core.db.POOL_WAIT_SECONDS for one
-WAITERS_MAX = 48  # of a process's 64 threads: the rest always answer those who do not wait
+# To the database, of each process; requests beyond wait core.db.POOL_WAIT_SECONDS for one.
+READERS_MAX = 8
+TRANSACTIONS_MAX = 8
+WAITERS_MAX = 1_000  # of a process's connections: the rest always serves those who do not wait
 
 
 @dataclass(frozen=True)
 class Dependencies:
-    """engine: for transactions; reader: the same pool in autocommit, for work of one statement."""
+    """engine: for transactions; reader: in autocommit, for work of one statement, accepting an operation included."""
 
     settings: Settings
     engine: sa.Engine
     reader: sa.Engine
+    gathering: Gathering
     doorbell: Doorbell
     waiting: Waiting
     broker: redis.Redis
@@ -28,12 +32,13 @@ class Dependencies:
     @classmethod
     def make(cls, settings: Settings) -> "Dependencies":
         """Connect nothing yet, but have everything ready to."""
-        engine = db.engine(settings.database_url, "api", CONNECTIONS_MAX)
-        listener = db.autocommit(db.engine(settings.database_url, "api-waiting", 1))
+        listener = db.autocommit_engine(settings.database_url, "api-waiting", 1)
+        reader = db.autocommit_engine(settings.database_url, "api", READERS_MAX)
         return cls(
             settings=settings,
-            engine=engine,
-            reader=db.autocommit(engine),
+            engine=db.engine(settings.database_url, "api", TRANSACTIONS_MAX),
+            reader=reader,
+            gathering=Gathering(reader),
             doorbell=Doorbell(settings.redis_url),
             waiting=Waiting(listener, WAITERS_MAX),
             broker=redis_client(settings.redis_url),

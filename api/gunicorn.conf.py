@@ -1,4 +1,4 @@
-"""How gunicorn serves the API: threads, so that those who wait for an outcome cost little."""
+"""How gunicorn serves the API: see api/server.py for what is ours in its worker."""
 
 import os
 import shutil
@@ -12,8 +12,9 @@ os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="kassa
 
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '8000'}"
 worker_class = "api.server.Worker"
+logger_class = "api.server.Logger"
 workers = int(os.environ.get("API_PROCESSES") or "2")
-threads = 64  # of each process
+worker_connections = 2_000  # of each process; more wait to be accepted
 keepalive = 75  # seconds; longer than nginx's own 60, so that it never reuses a connection that we are closing
 timeout = 30  # seconds without a sign of life of a whole process, not of a request
 graceful_timeout = 35  # seconds; the longest wait that a client may ask for, and a little

@@ -9,19 +9,20 @@ import psycopg2
 import sqlalchemy as sa
 import structlog
 
-from api.auth import EVERYONE, allowed
+from api.auth import EVERYONE, Bearer, allowed, require
 from api.dependencies import Dependencies
 from api.requests import idempotency_key, preferred_wait, read_json, read_query
 from api.responses import is_known_state, send, send_tagged
 from api.schemas import AnyOperation, OperationBody, OperationsQuery, WaitQuery
 from core import history, views
-from core.acceptance import accept, request_cancellation
+from core.acceptance import Asker, request_cancellation
 from core.errors import Refusal
 from core.identity import Caller
 from core.metrics import ACCEPTED
 from core.operations import Command
 
 RETRY_AFTER_SECONDS = "1"
+MAY_ASK = ("user", "service", "admin")
 log = structlog.get_logger("kassa.api")
 
 CANCEL_WAIT_SECONDS = 2  # a lane that stands still for longer finishes it later, and the client need not wait
@@ -33,14 +34,19 @@ class Operations:
     def __init__(self, dependencies: Dependencies) -> None:
         self.dependencies = dependencies
 
-    @allowed("user", "service", "admin")
+    @allowed(*MAY_ASK, looks_itself=True)
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Accept an operation: stored durably, then announced, then answered."""
+        bearer: Bearer = request.context.bearer
         body: OperationBody = read_json(request, AnyOperation)
-        asked = command_of(self.dependencies, request, body, idempotency_key(request))
+        asked = command_of(bearer.user_id, request, body, idempotency_key(request))
         wait = preferred_wait(request)
-        with self.dependencies.reader.connect() as connection:
-            accepted = accept(connection, asked)
+        asker = Asker(
+            bearer.session_id,
+            roles_that_may_ask(self.dependencies, asked),
+            lambda: require_may_ask(self.dependencies, require(self.dependencies, request, MAY_ASK), asked),
+        )
+        accepted = self.dependencies.gathering.accept(asked, asker)
         request.context.stored = True
         if not accepted.replayed:
             ACCEPTED.labels(asked.type).inc()
@@ -49,18 +55,21 @@ class Operations:
         row = self._await(accepted.row, wait) if wait else accepted.row
         self._receipt(response, row, accepted.replayed, wait)
 
-    def _await(self, row: sa.Row, seconds: int) -> sa.Row:
+    def _await(self, row: Any, seconds: int) -> Any:
         """The operation once it is finished, or as it is when the time is over."""
-        if row.status == "pending":
-            self.dependencies.waiting.until_finished(row.id, seconds)
-            try:
-                with self.dependencies.reader.connect() as connection:
-                    return views.find_operation(connection, row.id) or row
-            except (sa.exc.SQLAlchemyError, psycopg2.Error):  # it is stored, whatever has happened to the database
-                log.warning("outcome_not_read", operation=row.id)
+        if row.status != "pending":
+            return row
+        finished = self.dependencies.waiting.until_finished(row.id, seconds)
+        if finished is not None:
+            return finished
+        try:
+            with self.dependencies.reader.connect() as connection:
+                return views.find_operation(connection, row.id) or row
+        except (sa.exc.SQLAlchemyError, psycopg2.Error):  # it is stored, whatever has happened to the database
+            log.warning("outcome_not_read", operation=row.id)
         return row
 
-    def _receipt(self, response: falcon.Response, row: sa.Row, replayed: bool, wait: int | None) -> None:
+    def _receipt(self, response: falcon.Response, row: Any, replayed: bool, wait: int | None) -> None:
         """200 with the finished operation for those who waited, else 202."""
         finished = wait is not None and row.status != "pending"
         send(response, views.operation(row), falcon.HTTP_200 if finished else falcon.HTTP_202)
@@ -85,7 +94,7 @@ class Operations:
             response.set_header("Retry-After", RETRY_AFTER_SECONDS)
         send_tagged(request, response, views.operation(row, incoming=views.is_incoming(row, caller.id)))
 
-    def _find(self, caller: Caller, operation_id: str) -> sa.Row:
+    def _find(self, caller: Caller, operation_id: str) -> Any:
         """The operation, if the caller may see it. Raises Refusal operation_not_found."""
         with self.dependencies.reader.connect() as connection:
             row = views.find_operation(connection, operation_id)
@@ -133,19 +142,31 @@ class Operations:
         send(response, views.operation(row))
 
 
-def command_of(dependencies: Dependencies, request: falcon.Request, body: OperationBody, key: str | None) -> Command:
-    """What is asked for, and in whose name. Raises Refusal: forbidden, self_deposit_forbidden."""
-    caller: Caller = request.context.caller
+def command_of(asker_id: str, request: falcon.Request, body: OperationBody, key: str | None) -> Command:
+    """What is asked for, and in whose name: by default the asker's own."""
     fields: dict[str, Any] = {"amount": 0} | msgspec.to_builtins(body)
-    user_id = fields.pop("user_id", None) or caller.id
-    if user_id != caller.id and not caller.acts_for_others:
-        raise Refusal("forbidden", "Only a service may act for another user.", pointer="/user_id")
-    if fields["type"] == "deposit" and caller.role == "user" and not dependencies.settings.self_deposit:
-        raise Refusal("self_deposit_forbidden", "Ask whoever runs this service to deposit for you.")
     return Command(
-        **fields,
-        user_id=user_id,
-        requested_by=caller.id,
+        user_id=fields.pop("user_id", None) or asker_id,
+        requested_by=asker_id,
         idempotency_key=key,
         request_id=request.context.request_id,
+        **fields,
     )
+
+
+def roles_that_may_ask(dependencies: Dependencies, command: Command) -> tuple[str, ...]:
+    """Only a service acts for another user; and users deposit for themselves only where that is switched on."""
+    if command.user_id != command.requested_by:
+        return ("service",)
+    if command.type == "deposit" and not dependencies.settings.self_deposit:
+        return ("service", "admin")
+    return MAY_ASK
+
+
+def require_may_ask(dependencies: Dependencies, caller: Caller, command: Command) -> None:
+    """Raise Refusal unless the caller's role may ask for this: forbidden, self_deposit_forbidden."""
+    if caller.role in roles_that_may_ask(dependencies, command):
+        return
+    if command.user_id != caller.id:
+        raise Refusal("forbidden", "Only a service may act for another user.", pointer="/user_id")
+    raise Refusal("self_deposit_forbidden", "Ask whoever runs this service to deposit for you.")

@@ -1,19 +1,29 @@
-"""gunicorn's threaded worker, answering what is no HTTP at all with a problem document like everything else."""
+"""gunicorn's gevent worker: a connection, be it slow or waiting, holds a few kilobytes and no thread.
+
+What is no HTTP at all is answered with a problem document like everything else.
+"""
 
 import http
 import socket
-import struct
+from types import FrameType, TracebackType
 from typing import Any
 
+import gevent
 import msgspec
+import psycopg2
+from gunicorn import glogging
 from gunicorn.http import errors as parsing
 from gunicorn.util import write_nonblock
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.ggevent import GeventWorker
+from psycogreen.gevent import gevent_wait_callback
+from psycopg2.extensions import STATUS_SETUP, set_wait_callback
 
 from api.errors import PROBLEM_JSON, STATUS_CODES, problem
 
-CLIENT_PAUSE_SECONDS_MAX = 10  # a client that sends nothing for so long gives its thread back
-CLIENT_PAUSE = struct.pack("ll", CLIENT_PAUSE_SECONDS_MAX, 0)  # a timeval
+CLIENT_PAUSE_SECONDS_MAX = 10  # a client that neither sends nor takes anything for so long is given up
+LINGER_SECONDS_MAX = 1
+CONNECT_SECONDS_MAX = 3  # as core.db.TCP says; libpq keeps to it only where it may block
+ANSWER_SECONDS_MAX = 20  # longer than any statement may take (core.db.SESSION)
 
 STATUSES: dict[type[Exception], int] = {
     parsing.LimitRequestLine: 414,
@@ -22,13 +32,39 @@ STATUSES: dict[type[Exception], int] = {
 }
 
 
-class Worker(ThreadWorker):
-    """A ThreadWorker whose refusals are `application/problem+json`, and never a 5xx for what a client sent."""
+class Logger(glogging.Logger):
+    """gunicorn's own log without its access log: api/middleware.py says what became of each request."""
 
-    def handle(self, connection: Any) -> Any:
-        """Serve a connection, whose client may not pause for longer than CLIENT_PAUSE_SECONDS_MAX in a request."""
-        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, CLIENT_PAUSE)
-        return super().handle(connection)
+    def access(self, *_what: Any) -> None:
+        """Nothing."""
+
+
+class Worker(GeventWorker):
+    """A GeventWorker whose refusals are `application/problem+json`, and never a 5xx for what a client sent."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.between_requests: set[gevent.Greenlet] = set()
+
+    def patch(self) -> None:
+        """Have everything that waits, psycopg2 included, let others work meanwhile."""
+        super().patch()
+        set_wait_callback(wait_for_postgres)
+
+    def timeout_ctx(self) -> "BetweenRequests":
+        """While a connection waits for its next request, and until that request's head is there."""
+        return BetweenRequests(self)
+
+    def handle_request(self, listener_name: Any, request: Any, client: Any, address: Any) -> None:
+        """Serve a request, in which the client may not pause for longer than CLIENT_PAUSE_SECONDS_MAX."""
+        client.settimeout(CLIENT_PAUSE_SECONDS_MAX)
+        super().handle_request(listener_name, request, client, address)
+        client.settimeout(None)
+
+    def handle_exit(self, signal: int, frame: FrameType | None) -> None:
+        """Finish the requests that are under way, and close the connections that have none."""
+        super().handle_exit(signal, frame)
+        gevent.spawn(gevent.killall, list(self.between_requests), block=False)
 
     def handle_error(self, request: Any, client: Any, address: Any, error: BaseException) -> None:
         """Answer a request that could not be parsed, and have the connection closed."""
@@ -45,5 +81,38 @@ class Worker(ThreadWorker):
         )
         try:
             write_nonblock(client, head.encode() + body)
+            client.shutdown(socket.SHUT_WR)
+            with gevent.Timeout(
+                LINGER_SECONDS_MAX, False
+            ):  # closing on what is unread would cost the client its answer
+                while client.recv(65536):
+                    pass
         except OSError:
             self.log.debug("the client left before its answer")
+
+
+class BetweenRequests:
+    """A connection without a request, which may be closed: after gunicorn's `keepalive` seconds, or when we stop."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.greenlet = gevent.getcurrent()
+        self.timeout = gevent.Timeout(worker.cfg.keepalive)
+
+    def __enter__(self) -> None:
+        self.worker.between_requests.add(self.greenlet)
+        self.timeout.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        self.timeout.cancel()
+        self.worker.between_requests.discard(self.greenlet)
+        return error is self.timeout or isinstance(error, gevent.GreenletExit)
+
+
+def wait_for_postgres(connection: Any) -> None:
+    """psycopg2's wait callback: let others work until PostgreSQL answers, but not for ever."""
+    seconds = CONNECT_SECONDS_MAX if connection.status == STATUS_SETUP else ANSWER_SECONDS_MAX
+    try:
+        gevent_wait_callback(connection, timeout=seconds)
+    except TimeoutError:
+        raise psycopg2.OperationalError(f"PostgreSQL did not answer within {seconds} s") from None

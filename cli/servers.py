@@ -103,6 +103,7 @@ def postgres(data_dir: Path, port: int = POSTGRES_PORT) -> Server:
         "max_connections": "100",
         "shared_buffers": "256MB",
         "max_wal_size": "4GB",
+        "min_wal_size": "1GB",
         "logging_collector": "off",
         "log_min_error_statement": "panic",  # the text of a failed statement has its parameters in it,
         "log_error_verbosity": "terse",  # and the detail of an error the row

@@ -9,6 +9,7 @@ once does not make the others on the lane wait for all of them.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ ACCEPT = Prepared(
         *("uuid", "uuid", "text", "uuid"),  # account, receiver by user id, username or account id
         *("text", "jsonb", "text", "bytea", "text"),  # comment, metadata, idempotency key, hash, request id
         *("uuid", "bigint", "text", "numeric", "date", "text"),  # service, price, its currency, rate, its date, paid in
+        *("uuid", "text[]"),  # the session in which it is asked for, and the roles that may; NULL: whoever asks may
     ],
     """
 WITH source AS (
@@ -50,6 +52,11 @@ WITH source AS (
     UPDATE users SET next_seq = next_seq + 1, turn = greatest(users.turn + 1, lanes.turn)
       FROM lanes, source
      WHERE users.id = $2 AND lanes.id = users.lane AND users.disabled_at IS NULL
+       AND ($21 IS NULL OR EXISTS (
+            SELECT FROM sessions s JOIN users asker ON asker.id = s.user_id
+             WHERE s.id = $21 AND s.user_id = $3 AND s.ended_at IS NULL AND s.expires_at > clock_timestamp()
+               AND asker.disabled_at IS NULL AND asker.role = ANY ($22)))
+       AND ($12 IS NULL OR NOT EXISTS (SELECT FROM operations WHERE user_id = $2 AND idempotency_key = $12))
        AND ($4 <> 'transfer' OR EXISTS (SELECT FROM receiver))
        AND ($4 <> 'purchase' OR (source.currency = $20 AND EXISTS (
             SELECT FROM services WHERE id = $15 AND price = $16 AND services.currency = $17)))
@@ -75,22 +82,36 @@ SELECT accepted.*, taken.username, receiver.user_id AS counterparty_user_id, u.u
 class Accepted:
     """The stored operation, in the form that `core.views.operation` shows, and whether it was there before."""
 
-    row: sa.Row
+    row: Any
     replayed: bool
 
 
-def accept(connection: sa.Connection, command: Command) -> Accepted:
+@dataclass(frozen=True)
+class Asker:
+    """Who asks, not looked up yet: the accepting statement does that, too, and stores nothing unless the session lasts
+    and its user has one of the roles. `require` raises the Refusal that says what is missing.
+    """
+
+    session_id: str
+    roles: Sequence[str]
+    require: Callable[[], None]
+
+
+def accept(connection: sa.Connection, command: Command, asker: Asker | None = None) -> Accepted:
     """Store the operation durably; `connection` commits each statement by itself.
 
-    Raises Refusal, having stored nothing, in this order of precedence: idempotency_key_reused, user_disabled,
-    account_not_found, service_not_found, rates_unavailable, price_out_of_range, price_changed, self_transfer,
-    receiver_not_found.
+    asker: None where it is known already that `command.requested_by` may ask for it.
+    Raises Refusal, having stored nothing, in this order of precedence: what the asker lacks, idempotency_key_reused,
+    user_disabled, account_not_found, service_not_found, rates_unavailable, price_out_of_range, price_changed,
+    self_transfer, receiver_not_found.
     """
     request_hash = hash_of(command)
     for _ in range(TRIES_MAX):
-        row = insert(connection, command, request_hash)
+        row = insert(connection, command, request_hash, asker)
         if row is not None:
             return Accepted(row, replayed=False)
+        if asker:
+            asker.require()
         if replayed := replay(connection, command, request_hash):
             return replayed
         if refusal := explain(connection, command):
@@ -98,11 +119,11 @@ def accept(connection: sa.Connection, command: Command) -> Accepted:
     raise Refusal("price_changed", "What is asked for is being changed right now: ask again.")
 
 
-def insert(connection: sa.Connection, command: Command, request_hash: bytes) -> sa.Row | None:
+def insert(connection: sa.Connection, command: Command, request_hash: bytes, asker: Asker | None = None) -> Any:
     """Run the accepting statement. Returns the stored operation, or None where nothing was stored."""
     try:
         offered = quote_of(connection, command)
-        return ACCEPT.execute(connection, parameters_of(command, request_hash, offered)).one_or_none()
+        return ACCEPT.row(connection, parameters_of(command, request_hash, offered, asker))
     except Refusal:  # a retry of what was bought must not fail because nothing can be bought any more
         return None
     except IntegrityError as error:
@@ -124,7 +145,7 @@ def quote_of(connection: sa.Connection, command: Command) -> Quote | None:
     return services.quote(connection, command.service_id, source.currency)
 
 
-def parameters_of(command: Command, request_hash: bytes, offered: Quote | None) -> tuple[Any, ...]:
+def parameters_of(command: Command, request_hash: bytes, offered: Quote | None, asker: Asker | None) -> tuple[Any, ...]:
     """The parameters of ACCEPT, in order."""
     return (
         new_id(),
@@ -144,6 +165,7 @@ def parameters_of(command: Command, request_hash: bytes, offered: Quote | None) 
         command.service_id,
         *((offered.price, offered.price_currency, offered.rate, offered.rate_date) if offered else (None,) * 4),
         offered.account_currency if offered else None,
+        *((asker.session_id, list(asker.roles)) if asker else (None, None)),
     )
 
 
@@ -161,7 +183,12 @@ def request_cancellation(connection: sa.Connection, operation_id: str, lane: int
 
 def hash_of(command: Command) -> bytes:
     """SHA-256 of what was asked for, by which a retry is told from another request under the same key."""
-    asked = (
+    return hashlib.sha256(msgspec.json.encode(asked_for(command))).digest()
+
+
+def asked_for(command: Command) -> tuple[Any, ...]:
+    """What makes a request the same as another."""
+    return (
         command.type,
         command.amount,
         command.account_id,
@@ -172,7 +199,6 @@ def hash_of(command: Command) -> bytes:
         sorted(command.metadata.items()),
         *((command.service_id,) if command.service_id else ()),
     )
-    return hashlib.sha256(msgspec.json.encode(asked)).digest()
 
 
 def constraint_of(error: IntegrityError) -> str | None:

@@ -21,19 +21,22 @@ from core.operations import Command
 
 Errors = list[dict[str, Any]]
 
+# Batches wait here for each other, and hold nothing meanwhile. Among the users' rows, of which nearly every two share
+# some, they would wait just as long, holding what single operations and drains need.
+ONE_AT_A_TIME = 0x6B61737361
+
 ACCEPT = Prepared(
     "accept_batch",
     [
-        *("uuid", "uuid", "text"),  # batch, who asks, request id
+        *("uuid", "uuid", "text", "bytea"),  # batch, who asks, request id, hash of the whole batch
         *("int[]", "uuid[]", "uuid[]", "text[]", "bigint[]"),  # place in the batch, id, user, type, amount
         *("uuid[]", "uuid[]", "text[]", "uuid[]"),  # account, receiver by user id, username or account id
-        *("text[]", "text[]", "text[]"),  # comment, metadata, hash in hexadecimal
+        *("text[]", "text[]"),  # comment, metadata
     ],
     """
 WITH item AS (
-    SELECT * FROM unnest($4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-        AS i (place, id, user_id, type, amount, account_id, to_user_id, to_username, to_account_id,
-              comment, metadata, request_hash)
+    SELECT * FROM unnest($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+        AS i (place, id, user_id, type, amount, account_id, to_user_id, to_username, to_account_id, comment, metadata)
 ), resolved AS (
     SELECT item.*, source.id AS source_id, source.currency, receiver.id AS receiver_id,
            coalesce(coalesce(item.to_user_id, named.id) = item.user_id OR item.to_account_id = source.id, false)
@@ -70,12 +73,12 @@ WITH item AS (
     INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, request_hash, request_id, created_at, batch_id, batch_index)
     SELECT a.id, a.user_id, $2, taken.seq + a.nth, taken.lane, taken.turn + a.nth, a.type, a.source_id, a.receiver_id,
-           a.amount, a.currency, a.comment, a.metadata::jsonb, decode(a.request_hash, 'hex'), $3, clock_timestamp(),
+           a.amount, a.currency, a.comment, a.metadata::jsonb, $4, $3, clock_timestamp(),
            $1, a.place
       FROM acceptable a JOIN taken ON taken.id = a.user_id
     RETURNING batch_index, lane
 )
-SELECT r.place, r.source_id, r.receiver_id, r.to_self, accepted.lane
+SELECT r.place, r.id, r.source_id, r.receiver_id, r.to_self, accepted.lane
   FROM resolved r LEFT JOIN accepted ON accepted.batch_index = r.place
 """,
 )
@@ -92,11 +95,12 @@ class Header:
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored batch: its id, the lanes to be rung, and whether it was there before."""
+    """A stored batch, the lanes to be rung, and whether it was there before; if not, also how its sender sees it."""
 
     batch_id: str
     lanes: frozenset[int]
     replayed: bool
+    document: dict[str, Any] | None = None
 
 
 def accept(
@@ -110,29 +114,41 @@ def accept(
     request_hash = hash_of(commands, invalid)
     if replayed := replay(connection, header, request_hash):
         return replayed
+    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (ONE_AT_A_TIME,))
     batch_id = new_id()
-    rows = ACCEPT.execute(connection, (batch_id, header.requested_by, header.request_id, *columns(commands))).all()
+    asked = (batch_id, header.requested_by, header.request_id, request_hash)
+    rows = ACCEPT.rows(connection, (*asked, *columns(commands)))
     refused = dict(invalid) | {row.place: [error_of(row, commands[row.place])] for row in rows if row.lane is None}
+    batch = insert(connection, batch_id, header, request_hash, len(commands) + len(invalid), refused)
+    results = [{"index": row.place, "id": row.id, "status": "pending"} for row in rows if row.lane is not None]
+    results += [{"index": place, "errors": errors} for place, errors in refused.items()]
+    results.sort(key=lambda result: result["index"])
+    rung = frozenset(row.lane for row in rows if row.lane is not None)
+    return Stored(batch_id, rung, replayed=False, document=document(batch, results))
+
+
+def insert(
+    connection: sa.Connection, batch_id: str, header: Header, request_hash: bytes, size: int, refused: dict[int, Errors]
+) -> sa.Row:
+    """Store the batch itself. Raises Simultaneous."""
+    query = (
+        "INSERT INTO batches (id, requested_by, idempotency_key, request_hash, size, refused)"
+        " VALUES (:id, :by, :key, :hash, :size, CAST(:refused AS jsonb)) RETURNING id, created_at"
+    )
+    values = {
+        "id": batch_id,
+        "by": header.requested_by,
+        "key": header.idempotency_key,
+        "hash": request_hash,
+        "size": size,
+        "refused": msgspec.json.encode({str(place): refused[place] for place in sorted(refused)}).decode(),
+    }
     try:
-        connection.execute(
-            sa.text(
-                "INSERT INTO batches (id, requested_by, idempotency_key, request_hash, size, refused)"
-                " VALUES (:id, :by, :key, :hash, :size, CAST(:refused AS jsonb))"
-            ),
-            {
-                "id": batch_id,
-                "by": header.requested_by,
-                "key": header.idempotency_key,
-                "hash": request_hash,
-                "size": len(commands) + len(invalid),
-                "refused": msgspec.json.encode({str(place): refused[place] for place in sorted(refused)}).decode(),
-            },
-        )
+        return connection.execute(sa.text(query), values).one()
     except IntegrityError as error:
         if acceptance.constraint_of(error) == "batches_requested_by_idempotency_key_key":
             raise Simultaneous from None
         raise
-    return Stored(batch_id, frozenset(row.lane for row in rows if row.lane is not None), replayed=False)
 
 
 class Simultaneous(Exception):
@@ -141,8 +157,8 @@ class Simultaneous(Exception):
 
 def hash_of(commands: Mapping[int, Command], invalid: Mapping[int, Errors]) -> bytes:
     """SHA-256 of everything that was asked for."""
-    asked = [[place, acceptance.hash_of(command).hex(), command.user_id] for place, command in commands.items()]
-    return hashlib.sha256(msgspec.json.encode([sorted(asked), sorted(invalid)])).digest()
+    asked = [(place, command.user_id, *acceptance.asked_for(command)) for place, command in sorted(commands.items())]
+    return hashlib.sha256(msgspec.json.encode((asked, sorted(invalid)))).digest()
 
 
 def replay(connection: sa.Connection, header: Header, request_hash: bytes) -> Stored | None:
@@ -161,7 +177,7 @@ def replay(connection: sa.Connection, header: Header, request_hash: bytes) -> St
 
 
 def columns(commands: Mapping[int, Command]) -> list[Any]:
-    """The commands as arrays, in the order of ACCEPT's parameters from the fourth on."""
+    """The commands as arrays, in the order of ACCEPT's parameters from the fifth on."""
     asked = commands.values()
     return [
         array(commands),
@@ -175,11 +191,10 @@ def columns(commands: Mapping[int, Command]) -> list[Any]:
         array(command.to_account_id for command in asked),
         [command.comment for command in asked],
         [acceptance.metadata_json(command) for command in asked],
-        array(acceptance.hash_of(command).hex() for command in asked),
     ]
 
 
-def error_of(row: sa.Row, command: Command) -> dict[str, Any]:
+def error_of(row: Any, command: Command) -> dict[str, Any]:
     """Why an item was not accepted, in the order of precedence of `core/acceptance.py`."""
     if row.source_id is None:
         refusal = acceptance.no_account(command)

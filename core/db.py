@@ -1,12 +1,14 @@
 """The database: engines with every wait bounded, prepared statements, and a refusal to serve from an unsafe one."""
 
 import select
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg2
 import psycopg2.extensions
+import psycopg2.extras
 import sqlalchemy as sa
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -18,6 +20,7 @@ from core.errors import NotReady
 NEVER_CONNECTED = "there was no connection"
 MIGRATIONS = "core:migrations"
 POOL_WAIT_SECONDS = 2  # a request that gets no connection by then is refused, having stored nothing
+IDLE_SECONDS_MAX = 0.1  # a connection that was used since is not looked at again before it is used
 
 FEATURE_NOT_SUPPORTED = "0A000"  # among others: "cached plan must not change result type"
 UUID_OID = 2950
@@ -58,6 +61,7 @@ def engine(
     pool_size: int = 4,
     pool_wait_seconds: float = POOL_WAIT_SECONDS,
     lock_timeout: str = SESSION["lock_timeout"],
+    **arguments: Any,
 ) -> sa.Engine:
     """An engine whose connections are named after `process` and never wait without end."""
     session = SESSION | {"lock_timeout": lock_timeout}
@@ -70,9 +74,11 @@ def engine(
         pool_use_lifo=True,
         hide_parameters=True,  # errors are logged, and parameters may be secret
         connect_args={"application_name": f"kassa-{process}", "options": options, **TCP},
+        **arguments,
     )
     sa.event.listen(made, "connect", ids_as_strings)
     sa.event.listen(made, "checkout", refuse_hung_up)
+    sa.event.listen(made, "checkin", note_use)
     sa.event.listen(made, "handle_error", mark_never_connected)
     return made
 
@@ -80,6 +86,11 @@ def engine(
 def autocommit(made: sa.Engine) -> sa.Engine:
     """The same pool, for work that is one statement: it saves the round trips of BEGIN and COMMIT."""
     return made.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def autocommit_engine(database_url: str, process: str, pool_size: int) -> sa.Engine:
+    """An engine for the hot paths: its connections always commit by themselves, so that none is reset after use."""
+    return engine(database_url, process, pool_size, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
 
 
 def ids_as_strings(connection: Any, _record: object) -> None:
@@ -98,8 +109,15 @@ def never_connected(error: BaseException) -> bool:
     return NEVER_CONNECTED in getattr(error, "__notes__", ())
 
 
-def refuse_hung_up(connection: Any, _record: object, _proxy: object) -> None:
+def note_use(_connection: Any, record: Any) -> None:
+    """Remember when a connection went back to the pool."""
+    record.info["used"] = time.monotonic()
+
+
+def refuse_hung_up(connection: Any, record: Any, _proxy: object) -> None:
     """Have the pool replace a connection that the server closed while it lay idle: a closed socket is readable."""
+    if time.monotonic() - record.info.get("used", 0) < IDLE_SECONDS_MAX:
+        return
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     if poll.poll(0):
@@ -110,33 +128,51 @@ def refuse_hung_up(connection: Any, _record: object, _proxy: object) -> None:
 class Prepared:
     """A statement that each connection prepares once: psycopg2 alone would have it planned at every call.
 
-    name: of the prepared statement. types: PostgreSQL types of $1, $2 ... in order.
+    It is the fast path of everything hot: psycopg2's own cursor, without what SQLAlchemy does around each statement.
+    Its errors are SQLAlchemy's nevertheless. name: of the prepared statement. types: PostgreSQL types of $1, $2 ... in
+    order.
     """
 
     name: str
     types: Sequence[str]
     sql: str
 
-    def execute(self, connection: sa.Connection, parameters: Sequence[Any]) -> sa.CursorResult[Any]:
-        """Run it with positional parameters."""
+    def rows(self, connection: sa.Connection, parameters: Sequence[Any]) -> list[Any]:
+        """Run it with positional parameters. Returns named tuples."""
+        driver: Any = connection.connection.dbapi_connection
         try:
-            return self._execute(connection, parameters)
-        except sa.exc.NotSupportedError as error:  # a migration has added a column since: the plan is stale
-            if getattr(error.orig, "pgcode", None) != FEATURE_NOT_SUPPORTED:
-                raise
-            connection.info["generation"] = connection.info.get("generation", 0) + 1
-            if not getattr(connection.connection.dbapi_connection, "autocommit", False):
-                raise  # the transaction is lost; the next one prepares anew
-            return self._execute(connection, parameters)
+            return self._rows(connection, driver, parameters)
+        except psycopg2.Error as error:
+            if driver.closed:
+                connection.invalidate(error)
+            elif error.pgcode == FEATURE_NOT_SUPPORTED:  # a migration has added a column since: the plan is stale
+                connection.info["generation"] = connection.info.get("generation", 0) + 1
+                if driver.autocommit:  # otherwise the transaction is lost, and the next one prepares anew
+                    return self._rows(connection, driver, parameters)
+            raise as_sqlalchemy(error, self.name) from error
 
-    def _execute(self, connection: sa.Connection, parameters: Sequence[Any]) -> sa.CursorResult[Any]:
-        name = f"{self.name}_{connection.info.get('generation', 0)}"
-        prepared = connection.info.setdefault("prepared", set())
-        if name not in prepared:
-            connection.exec_driver_sql(f"PREPARE {name} ({', '.join(self.types)}) AS {self.sql}")
-            prepared.add(name)
-        marks = ", ".join(["%s"] * len(self.types))
-        return connection.exec_driver_sql(f"EXECUTE {name} ({marks})", tuple(parameters))
+    def row(self, connection: sa.Connection, parameters: Sequence[Any]) -> Any:
+        """The first row, or None."""
+        return next(iter(self.rows(connection, parameters)), None)
+
+    def _rows(self, connection: sa.Connection, driver: Any, parameters: Sequence[Any]) -> list[Any]:
+        info = connection.info
+        name = f"{self.name}_{info.get('generation', 0)}"
+        prepared = info.setdefault("prepared", set())
+        with driver.cursor(cursor_factory=psycopg2.extras.NamedTupleCursor) as cursor:
+            if name not in prepared:
+                cursor.execute(f"PREPARE {name} ({', '.join(self.types)}) AS {self.sql}")
+                prepared.add(name)
+            cursor.execute(f"EXECUTE {name} ({', '.join(['%s'] * len(self.types))})", tuple(parameters))
+            return list(cursor.fetchall())
+
+
+def as_sqlalchemy(error: psycopg2.Error, statement: str) -> BaseException:
+    """The error as SQLAlchemy would have raised it, without parameters, which may be secret."""
+    made: BaseException = sa.exc.DBAPIError.instance(
+        statement, None, error, psycopg2.Error, hide_parameters=True, connection_invalidated=is_connection_lost(error)
+    )
+    return made
 
 
 def array(values: Iterable[object]) -> str:

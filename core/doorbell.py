@@ -20,6 +20,7 @@ from core.metrics import BELLS
 
 UNANSWERED_MILLISECONDS_MAX = 1_000
 BELL_EXPIRES_SECONDS = 10  # bells that piled up while no worker ran are dropped unread
+RINGS_APART_SECONDS = 0.004  # what is accepted meanwhile is announced together
 CHORE_EXPIRES_SECONDS = 60  # by then beat announces it again
 CHORES_MAX = 1_000  # waiting to be announced by this process; of more, beat reminds
 PAUSE_AFTER_ERROR_SECONDS = 1.0  # do not keep a dead broker busy; the sweeper covers for it meanwhile
@@ -76,6 +77,7 @@ class Doorbell:
             self._wake.wait()
             self._wake.clear()
             self.run_once()
+            time.sleep(RINGS_APART_SECONDS)
 
     def run_once(self) -> int:
         """Ring all lanes that asked for it and have no unanswered bell. Returns how many bells were sent."""

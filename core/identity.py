@@ -21,15 +21,7 @@ USERNAME_CHARACTERS_MAX = 150
 USERNAME = r"\A[A-Za-z0-9_.@+-]+\Z"
 NEW_USERNAME = r"\A(?![Mm][Ee]\Z)[A-Za-z0-9_.@+-]+\Z"  # "me" is whoever asks: /v1/users/me
 
-CALLER = Prepared(
-    "caller",
-    ["uuid", "uuid"],
-    """
-SELECT u.id, u.username, u.role, s.id AS session_id
-  FROM sessions s JOIN users u ON u.id = s.user_id
- WHERE s.id = $1 AND u.id = $2 AND s.ended_at IS NULL AND s.expires_at > clock_timestamp() AND u.disabled_at IS NULL
-""",
-)
+CALLER = Prepared("caller", ["uuid", "uuid"], sessions.CALLER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +41,12 @@ class Caller:
     @property
     def reads_everything(self) -> bool:
         """Whether the caller may read what is not the caller's own."""
-        return self.role in ("service", "auditor", "admin")
+        return reads_everything(self.role)
+
+
+def reads_everything(role: str) -> bool:
+    """Whether a role may read what is not its user's own."""
+    return role in ("service", "auditor", "admin")
 
 
 def hash_first_password(engine: sa.Engine, password: str, address: str) -> str:
@@ -181,9 +178,9 @@ def set_password(connection: sa.Connection, user_id: str, password_hash: str, bu
     sessions.end_all(connection, user_id, but=but_session)
 
 
-def caller(connection: sa.Connection, settings: Settings, token: str) -> Caller:
-    """The user behind an access token. Raises Refusal invalid_token, also where the session has ended."""
-    row = CALLER.execute(connection, sessions.read_access_token(settings, token)).one_or_none()
+def caller(connection: sa.Connection, session_id: str, user_id: str) -> Caller:
+    """The user behind a session. Raises Refusal invalid_token where it has ended."""
+    row = CALLER.row(connection, (session_id, user_id))
     if row is None:
         raise Refusal("invalid_token", "The session has ended: log in again.")
     return Caller(row.id, row.username, row.role, row.session_id)

@@ -3,7 +3,7 @@
 import uuid
 from functools import cache
 
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 NAMESPACE = uuid.UUID("6b617373-6100-5000-8000-000000000000")
 

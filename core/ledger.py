@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -17,13 +15,9 @@ LOCK = Prepared(
     "lock_accounts",
     ["uuid[]"],
     """
-SELECT id, currency, balance, version, kind = 'world', closed_at IS NOT NULL
+SELECT id, currency, balance, version, kind = 'world' AS is_world, closed_at IS NOT NULL AS is_closed
   FROM accounts WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE
 """,
-)
-
-LOCK_USERS = Prepared(
-    "lock_users", ["uuid[]"], "SELECT id FROM users WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE"
 )
 
 WRITE = Prepared(
@@ -32,8 +26,7 @@ WRITE = Prepared(
         *("uuid[]", "uuid[]", "bigint[]", "bigint[]", "bigint[]"),
         *("uuid[]", "bigint[]", "bigint[]"),
         *("uuid[]", "text[]", "text[]", "bigint[]", "bigint[]"),
-        *("uuid[]", "bigint[]", "bigint[]"),
-        *("int", "bigint"),
+        *("int[]", "bigint[]"),
     ],
     f"""
 WITH posted AS (
@@ -50,15 +43,25 @@ WITH posted AS (
               FROM unnest($9, $10, $11, $12, $13)
                 AS o (id, status, rejection, account_version, counterparty_version)) AS o
      WHERE operations.id = o.id RETURNING 1
-), prefixes AS (
-    UPDATE users SET done_seq = p.last
-      FROM unnest($14, $15, $16) AS p (id, first, last)
-     WHERE users.id = p.id AND users.done_seq = p.first - 1 RETURNING 1
 ), clock AS (
-    UPDATE lanes SET turn = greatest(turn, $18) WHERE id = $17
+    UPDATE lanes SET turn = greatest(lanes.turn, l.turn) FROM unnest($14, $15) AS l (id, turn) WHERE lanes.id = l.id
 )
-SELECT (SELECT count(*) FROM finished), (SELECT count(*) FROM prefixes),
-       pg_notify('{FINISHED_CHANNEL}', $17::text)
+SELECT (SELECT count(*) FROM finished) AS finished, pg_notify('{FINISHED_CHANNEL}', '')
+""",
+)
+
+# Last, because these rows are what acceptance waits for: they are held for the blink of the commit only.
+MOVE_ON = Prepared(
+    "move_on",
+    ["uuid[]", "bigint[]", "bigint[]"],
+    """
+WITH locked AS (
+    SELECT id FROM users WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE
+), moved AS (
+    UPDATE users SET done_seq = p.last FROM unnest($1, $2, $3) AS p (id, first, last)
+     WHERE users.id = p.id AND users.done_seq = p.first - 1 AND p.id = ANY (ARRAY(SELECT id FROM locked)) RETURNING 1
+)
+SELECT count(*) AS users FROM moved
 """,
 )
 
@@ -92,7 +95,14 @@ class Books:
 
     def _enter(self, operation_id: str, posting: Posting) -> int:
         before = self.accounts[posting.account_id]
-        after = replace(before, balance=before.balance + posting.amount, version=before.version + 1)
+        after = Account(
+            before.id,
+            before.currency,
+            before.balance + posting.amount,
+            before.version + 1,
+            before.is_world,
+            before.closed,
+        )
         self.accounts[after.id] = after
         self.changed.add(after.id)
         self.entries.append((operation_id, after.id, after.version, posting.amount, after.balance))
@@ -101,30 +111,23 @@ class Books:
 
 def lock(connection: sa.Connection, account_ids: Iterable[str]) -> Books:
     """Lock the accounts in id order, so that no two drains wait for each other, and read them."""
-    rows = LOCK.execute(connection, (array(sorted(set(account_ids))),))
-    return Books(Account(*tuple(row)) for row in rows)
-
-
-def lock_users(connection: sa.Connection, user_ids: Iterable[str]) -> None:
-    """Lock the users in id order, before any of their operations is written.
-
-    Acceptance does so too, and then looks whether an idempotency key is used: the other way round, a retry and a drain
-    would wait for each other.
-    """
-    LOCK_USERS.execute(connection, (array(sorted(user_ids)),))
+    return Books(Account(*row) for row in LOCK.rows(connection, (array(sorted(set(account_ids))),)))
 
 
 def write(
-    connection: sa.Connection, lane: int, books: Books, decided: Sequence[tuple[Operation, Outcome, dict[str, int]]]
+    connection: sa.Connection, books: Books, decided: Sequence[tuple[Operation, Outcome, dict[str, int]]]
 ) -> None:
-    """Write entries, balances, outcomes and finished prefixes of a batch in one statement.
+    """Write entries, balances and outcomes of a batch in one statement, and then how far its users have come.
 
     decided: operations in the order of application, each with its outcome and the account versions that it made.
     Raises LedgerError if an operation was finished before, or a user's operations are not the next ones in order.
     """
     prefixes = finished_prefixes(operation for operation, _, _ in decided)
     accounts = [books.accounts[account_id] for account_id in sorted(books.changed)]
-    counted: Any = WRITE.execute(
+    turns: dict[int, int] = {}
+    for operation, _, _ in decided:
+        turns[operation.lane] = max(operation.turn, turns.get(operation.lane, 0))
+    written = WRITE.row(
         connection,
         (
             *columns(books.entries, 5),
@@ -134,14 +137,12 @@ def write(
             [rejection_json(outcome) for _, outcome, _ in decided],
             array(versions.get(operation.account_id) for operation, _, versions in decided),
             array(versions.get(operation.counterparty_id or "") for operation, _, versions in decided),
-            *columns([(user_id, first, last) for user_id, (first, last) in sorted(prefixes.items())], 3),
-            lane,
-            max(operation.turn for operation, _, _ in decided),
+            *columns(sorted(turns.items()), 2),
         ),
-    ).one()
-    finished, moved_on = counted[0], counted[1]
-    if finished != len(decided) or moved_on != len(prefixes):
-        raise LedgerError(f"lane {lane}: {finished} of {len(decided)} finished, {moved_on} of {len(prefixes)} users")
+    )
+    moved = MOVE_ON.row(connection, columns([(user, *ends) for user, ends in sorted(prefixes.items())], 3))
+    if written.finished != len(decided) or moved.users != len(prefixes):
+        raise LedgerError(f"{written.finished} of {len(decided)} finished, {moved.users} of {len(prefixes)} users")
 
 
 def finished_prefixes(operations: Iterable[Operation]) -> dict[str, tuple[int, int]]:

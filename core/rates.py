@@ -65,7 +65,7 @@ def find_all(connection: sa.Connection, from_currencies: Iterable[str], to_curre
     asked = set(from_currencies)
     found = {to_currency: SAME} if to_currency in asked else {}
     if others := asked - {to_currency}:
-        for row in LATEST.execute(connection, (array(sorted(others)), to_currency, DEFAULT_CURRENCY)):
+        for row in LATEST.rows(connection, (array(sorted(others)), to_currency, DEFAULT_CURRENCY)):
             found[row.currency] = Rate(cross(row.from_rubles, row.to_rubles), row.rate_date, row.rate_source)
     return found
 

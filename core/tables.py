@@ -186,8 +186,14 @@ operations = Table(
     Column("batch_index", Integer),
     # A user's operations are numbered in the order of acceptance; two cannot share a place.
     UniqueConstraint("user_id", "seq", name="operations_user_id_seq_key"),
-    # However often a client retries, one operation. (NULLs do not collide.)
-    UniqueConstraint("user_id", "idempotency_key", name="operations_user_id_idempotency_key_key"),
+    # However often a client retries, one operation.
+    Index(
+        "operations_user_id_idempotency_key_key",
+        "user_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
     CheckConstraint("amount > 0", name="operations_amount_positive"),
     CheckConstraint("seq > 0", name="operations_seq_positive"),
     CheckConstraint(

@@ -8,7 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from core.db import Prepared
+from core import sessions
+from core.db import Prepared, array
 from core.money import decimal_string
 
 Document = dict[str, Any]
@@ -40,6 +41,11 @@ OPERATION_BY_KEY = Prepared(
     ["uuid", "text"],
     f"{OPERATION_COLUMNS} FROM operations o {OPERATION_JOINS} WHERE o.user_id = $1 AND o.idempotency_key = $2",
 )
+FINISHED = Prepared(
+    "finished",
+    ["uuid[]"],
+    f"{OPERATION_COLUMNS} FROM operations o {OPERATION_JOINS} WHERE o.id = ANY ($1) AND o.status <> 'pending'",
+)
 ACCOUNT_COLUMNS = """
 SELECT a.id, a.user_id, a.name, a.currency, a.balance, a.version, a.is_default, a.created_at, a.closed_at,
        coalesce(h.balance, 0) AS held, u.next_seq - u.done_seq AS pending_operations
@@ -48,45 +54,76 @@ SELECT a.id, a.user_id, a.name, a.currency, a.balance, a.version, a.is_default, 
 """
 ACCOUNT = Prepared("account", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.id = $1")
 DEFAULT_ACCOUNT = Prepared("default_account", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.user_id = $1 AND a.is_default")
+ACCOUNT_FOR_CALLER = Prepared(
+    "account_for_caller",
+    ["uuid", "uuid", "uuid"],
+    f"""
+SELECT caller.role AS caller_role, account.* FROM ({sessions.CALLER}) AS caller LEFT JOIN ({ACCOUNT_COLUMNS}
+   AND a.id = $3) AS account ON true
+""",
+)
+DEFAULT_ACCOUNT_FOR_CALLER = Prepared(
+    "default_account_for_caller",
+    ["uuid", "uuid"],
+    f"""
+SELECT caller.role AS caller_role, account.* FROM ({sessions.CALLER}) AS caller LEFT JOIN ({ACCOUNT_COLUMNS}
+   AND a.user_id = $2 AND a.is_default) AS account ON true
+""",
+)
 ACCOUNTS = Prepared("accounts", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.user_id = $1 ORDER BY a.created_at, a.id")
 
 
-def find_operation(connection: sa.Connection, operation_id: str) -> sa.Row | None:
+def find_operation(connection: sa.Connection, operation_id: str) -> Any:
     """The operation's row, whoever it belongs to, or None."""
-    return OPERATION.execute(connection, (operation_id,)).one_or_none()
+    return OPERATION.row(connection, (operation_id,))
 
 
-def find_operation_by_key(connection: sa.Connection, user_id: str, key: str) -> sa.Row | None:
+def find_finished(connection: sa.Connection, operation_ids: Sequence[str]) -> list[Any]:
+    """The rows of those of the operations that are finished."""
+    return FINISHED.rows(connection, (array(operation_ids),))
+
+
+def find_operation_by_key(connection: sa.Connection, user_id: str, key: str) -> Any:
     """The row of the operation that the user's idempotency key stands for, or None."""
-    return OPERATION_BY_KEY.execute(connection, (user_id, key)).one_or_none()
+    return OPERATION_BY_KEY.row(connection, (user_id, key))
 
 
-def find_account(connection: sa.Connection, account_id: str) -> sa.Row | None:
+def find_account(connection: sa.Connection, account_id: str) -> Any:
     """The row of a user's account, whoever it belongs to, or None; Kassa's own accounts are not found."""
-    return ACCOUNT.execute(connection, (account_id,)).one_or_none()
+    return ACCOUNT.row(connection, (account_id,))
 
 
-def get_default_account(connection: sa.Connection, user_id: str) -> sa.Row:
+def find_account_for(connection: sa.Connection, session_id: str, user_id: str, account_id: str | None) -> Any:
+    """An account, by default the user's own first one, and `caller_role` of who asks, in one round trip.
+
+    Its columns are None where there is no such account; the row is None where the session has ended.
+    """
+    if account_id is None:
+        return DEFAULT_ACCOUNT_FOR_CALLER.row(connection, (session_id, user_id))
+    return ACCOUNT_FOR_CALLER.row(connection, (session_id, user_id, account_id))
+
+
+def get_default_account(connection: sa.Connection, user_id: str) -> Any:
     """The row of the user's default account; every user has one."""
-    return DEFAULT_ACCOUNT.execute(connection, (user_id,)).one()
+    return DEFAULT_ACCOUNT.row(connection, (user_id,))
 
 
-def find_accounts(connection: sa.Connection, user_id: str) -> Sequence[sa.Row]:
+def find_accounts(connection: sa.Connection, user_id: str) -> Sequence[Any]:
     """The rows of all of the user's accounts, oldest first."""
-    return ACCOUNTS.execute(connection, (user_id,)).all()
+    return ACCOUNTS.rows(connection, (user_id,))
 
 
-def may_see_operation(row: sa.Row, user_id: str) -> bool:
+def may_see_operation(row: Any, user_id: str) -> bool:
     """Whether a plain user may see it: one's own always, another's once it has paid into one's account."""
     return row.user_id == user_id or (row.counterparty_user_id == user_id and row.status == "applied")
 
 
-def is_incoming(row: sa.Row, reader_id: str) -> bool:
+def is_incoming(row: Any, reader_id: str) -> bool:
     """Whether the reader is the receiver, and not the sender."""
     return reader_id != row.user_id and reader_id == row.counterparty_user_id
 
 
-def operation(row: sa.Row, *, incoming: bool = False) -> Document:
+def operation(row: Any, *, incoming: bool = False) -> Document:
     """An operation as its owner sees it, or, if `incoming`, its receiver: with the sender as counterparty, the
     receiver's own account and balance, and without the sender's metadata.
     """
@@ -114,17 +151,17 @@ def operation(row: sa.Row, *, incoming: bool = False) -> Document:
     }
 
 
-def is_taken_back(row: sa.Row) -> bool:
+def is_taken_back(row: Any) -> bool:
     """Whether a pending operation is certain to end as canceled once its turn comes."""
     return row.status == "pending" and bool(row.cancel_requested)
 
 
-def sender(row: sa.Row) -> Document:
+def sender(row: Any) -> Document:
     """The paying side, for the receiver."""
     return {"user_id": row.user_id, "username": row.username, "account_id": row.account_id}
 
 
-def receiver(row: sa.Row) -> Document | None:
+def receiver(row: Any) -> Document | None:
     """The other side, for the payer; None where it is the world."""
     if row.counterparty_user_id is None:
         return None
@@ -135,7 +172,7 @@ def receiver(row: sa.Row) -> Document | None:
     }
 
 
-def purchase(row: sa.Row) -> Document:
+def purchase(row: Any) -> Document:
     """What was bought, and the price and rate that were frozen at acceptance."""
     return {
         "service_id": row.service_id,
@@ -148,7 +185,7 @@ def purchase(row: sa.Row) -> Document:
     }
 
 
-def account(row: sa.Row, then: Point | None = None) -> Document:
+def account(row: Any, then: Point | None = None) -> Document:
     """An account, now or as it stood `then`.
 
     `pending_operations` counts the user's accepted and unfinished operations, on all accounts.

@@ -1,7 +1,7 @@
 """Step 7 of the story: clients that wait are told after the commit.
 
-One thread in each process waits for all of them. PostgreSQL's notification, which a drain's commit sends, is the hint;
-a look every quarter of a second is the guarantee.
+One thread in each process waits for all of them, and reads in one statement what has become of their operations.
+PostgreSQL's notification, which a drain's commit sends, is the hint; a look every quarter of a second is the guarantee.
 """
 
 import contextlib
@@ -14,10 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from core.db import array
+from core import views
 from core.ledger import FINISHED_CHANNEL
 
 LOOK_SECONDS = 0.25
+FIRST_LOOK_SECONDS = 0.005  # for who has come since the last look: the operation may be finished already
 PAUSE_AFTER_ERROR_SECONDS = 0.5
 
 log = structlog.get_logger("kassa.waiting")
@@ -27,44 +28,45 @@ class Waiting:
     """Wakes whoever waits for an operation to finish."""
 
     def __init__(self, engine: sa.Engine, waiters_max: int) -> None:
-        """engine: in autocommit. waiters_max: how many threads may wait at once; the others are not kept."""
+        """engine: in autocommit. waiters_max: how many may wait at once; the others are not kept."""
         self._engine = engine
         self._slots = threading.BoundedSemaphore(waiters_max)
-        self._waiters: dict[str, list[threading.Event]] = {}
+        self._waiters: dict[str, list[Waiter]] = {}
+        self._newcomers = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._knock, self._door = socket.socketpair()
         self._knock.setblocking(False)
 
-    def until_finished(self, operation_id: str, seconds: float) -> None:
-        """Return when the operation is finished, or `seconds` have passed, or at once if too many wait already.
-
-        The operation must be looked at afterwards: returning says nothing about its outcome.
-        """
+    def until_finished(self, operation_id: str, seconds: float) -> Any:
+        """The operation's row once it is finished. None when `seconds` have passed, or at once if too many wait."""
         if seconds <= 0 or not self._slots.acquire(blocking=False):
-            return
-        event = threading.Event()
+            return None
+        waiter = Waiter()
         try:
-            self._enter(operation_id, event)
-            event.wait(seconds)
+            self._enter(operation_id, waiter)
+            waiter.event.wait(seconds)
+            return waiter.row
         finally:
-            self._leave(operation_id, event)
+            self._leave(operation_id, waiter)
             self._slots.release()
 
-    def _enter(self, operation_id: str, event: threading.Event) -> None:
+    def _enter(self, operation_id: str, waiter: "Waiter") -> None:
         with self._lock:
-            self._waiters.setdefault(operation_id, []).append(event)
+            self._waiters.setdefault(operation_id, []).append(waiter)
+            knocked, self._newcomers = self._newcomers, True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run_forever, name="waiting", daemon=True)
                 self._thread.start()
-        with contextlib.suppress(BlockingIOError):  # a full socket means that it has been knocked already
-            self._knock.send(b".")
+        if not knocked:
+            with contextlib.suppress(BlockingIOError):  # a full socket means that it has been knocked already
+                self._knock.send(b".")
 
-    def _leave(self, operation_id: str, event: threading.Event) -> None:
+    def _leave(self, operation_id: str, waiter: "Waiter") -> None:
         with self._lock:
-            events = self._waiters[operation_id]
-            events.remove(event)
-            if not events:
+            waiters = self._waiters[operation_id]
+            waiters.remove(waiter)
+            if not waiters:
                 del self._waiters[operation_id]
 
     def _run_forever(self) -> None:
@@ -88,8 +90,9 @@ class Waiting:
                 database.notifies.clear()
                 continue
             ready = {number for number, _ in poll.poll(LOOK_SECONDS * 1000 if waiting else None)}
-            if self._door.fileno() in ready:
+            if ready == {self._door.fileno()}:
                 self._door.recv(4096)
+                ready = {number for number, _ in poll.poll(FIRST_LOOK_SECONDS * 1000)}
             if database.fileno() in ready:
                 database.poll()
                 database.notifies.clear()
@@ -98,12 +101,19 @@ class Waiting:
         """Wake all whose operation is finished. Returns how many operations are still waited for."""
         with self._lock:
             ids = list(self._waiters)
-        if not ids:
-            return 0
-        query = "SELECT id FROM operations WHERE id = ANY (%s::uuid[]) AND status <> 'pending'"
-        finished = list(connection.exec_driver_sql(query, (array(ids),)).scalars())
+            self._newcomers = False
+        finished = views.find_finished(connection, ids) if ids else []
         with self._lock:
-            for operation_id in finished:
-                for event in self._waiters.get(operation_id, []):
-                    event.set()
+            for row in finished:
+                for waiter in self._waiters.get(row.id, []):
+                    waiter.row = row
+                    waiter.event.set()
         return len(ids) - len(finished)
+
+
+class Waiter:
+    """One who waits, and the finished operation's row once it is there."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.row: Any = None

@@ -21,7 +21,8 @@ from core.lanes import LANE_BATCH_OPERATIONS_MAX
 from core.operations import Account, Applied, Failed, Operation, Outcome, Shelf
 
 SLICE_SECONDS = 1.0  # then the lane's bell is rung again, and other lanes have their turn
-NARROWING = 8  # a batch that cannot be written is tried again this many times smaller: 500, 62, 7, 1
+NARROWING = 8  # a batch that cannot be written is tried again this many times smaller: 1000, 125, 15, 1
+ROOM = 4  # a lane that fills less than this part of a batch leaves room for others
 LOGGED_OPERATIONS_MAX = 20  # of a batch; the rest is counted
 
 Decide = Callable[[Operation, Mapping[str, Account], Shelf], Outcome]
@@ -45,16 +46,19 @@ class Unwritable(Exception):
         self.operation_ids = operation_ids
 
 
-def drain(engine: sa.Engine, lane: int, *, wait: bool = True, seconds: float = SLICE_SECONDS) -> Drained:
+def drain(
+    engine: sa.Engine, lane: int, *, wait: bool = True, others: bool = False, seconds: float = SLICE_SECONDS
+) -> Drained:
     """Apply the lane's pending operations until none is left or the time is over.
 
     wait: whether to wait where somebody else holds the lane's lock, rather than leave the lane to them.
+    others: whether other lanes with work are taken along where this one leaves room: one transaction serves them all.
     """
     done, limit, deadline = Drained(), LANE_BATCH_OPERATIONS_MAX, time.monotonic() + seconds
     decide: Decide = rules.decide
     while True:
         try:
-            counts = drain_batch(engine, lane, limit, wait=wait, decide=decide)
+            counts = drain_batch(engine, lane, limit, wait=wait, others=others, decide=decide)
         except Unwritable as error:
             log.exception("batch_not_written", lane=lane, operations=len(error.operation_ids))
             counts, full, limit = Counter(), True, max(1, len(error.operation_ids) // NARROWING)
@@ -74,7 +78,9 @@ def drain(engine: sa.Engine, lane: int, *, wait: bool = True, seconds: float = S
             return done
 
 
-def drain_batch(engine: sa.Engine, lane: int, limit: int, *, wait: bool, decide: Decide = rules.decide) -> Counter[str]:
+def drain_batch(
+    engine: sa.Engine, lane: int, limit: int, *, wait: bool, others: bool = False, decide: Decide = rules.decide
+) -> Counter[str]:
     """The drain itself, one locked transaction. Returns how many operations ended in which status.
 
     Raises Unwritable where the batch is at fault; OperationalError where the world is. Nothing was written then.
@@ -84,10 +90,13 @@ def drain_batch(engine: sa.Engine, lane: int, limit: int, *, wait: bool, decide:
         with engine.begin() as connection:
             if not lanes.lock(connection, lane, wait=wait):
                 return Counter()
-            operations = lanes.next_pending(connection, lane, limit)
+            operations = lanes.next_pending(connection, [lane], limit)
+            if others and len(operations) < limit // ROOM:
+                taken_along = lanes.lock_others(connection, lane)
+                operations += lanes.next_pending(connection, taken_along, limit - len(operations))
             if not operations:
                 return Counter()
-            decided = apply(connection, lane, operations, decide)
+            decided = apply(connection, operations, decide)
     except OperationalError:
         raise
     except (DBAPIError, ledger.LedgerError) as error:
@@ -99,14 +108,13 @@ def drain_batch(engine: sa.Engine, lane: int, limit: int, *, wait: bool, decide:
     return Counter(status for _, status in finished)
 
 
-def apply(connection: sa.Connection, lane: int, operations: list[Operation], decide: Decide) -> list[Decided]:
+def apply(connection: sa.Connection, operations: list[Operation], decide: Decide) -> list[Decided]:
     """Lock all accounts of the batch, decide each operation on what its predecessors left, write everything."""
     books = ledger.lock(connection, ledger.touched(map(accounts_touched, operations)))
     shelf = services.shelf(connection, operations)
     decided = [(operation, *settle(operation, books, shelf, decide)) for operation in operations]
-    ledger.lock_users(connection, {operation.user_id for operation in operations})
-    ledger.write(connection, lane, books, decided)
     services.record_purchases(connection, [(operation, outcome) for operation, outcome, _ in decided])
+    ledger.write(connection, books, decided)
     return decided
 
 

@@ -97,7 +97,7 @@ def test_a_replay_is_the_first_operation_as_it_is_now(bank: Bank):
     first = bank.accept(alice, "transfer", metadata={"a": "1", "b": "2"}, **asked)
     again = bank.accept(alice, "transfer", metadata={"b": "2", "a": "1"}, **asked)
     assert (again.replayed, again.row.status) == (True, "pending")
-    assert dict(again.row._mapping) == dict(first.row._mapping)
+    assert dict(again.row._asdict()) == dict(first.row._asdict())
     bank.drain()
     late = bank.accept(alice, "transfer", metadata={"a": "1", "b": "2"}, **asked)
     assert (late.replayed, late.row.id, late.row.seq) == (True, first.row.id, 2)
@@ -229,7 +229,7 @@ def test_a_newcomer_does_not_wait_for_all_of_a_heavy_user(bank: Bank):
     operation_id = bank.accept(newcomer).row.id
     with bank.engine.begin() as connection:
         assert lanes.lock(connection, 0, wait=True)
-        pending = lanes.next_pending(connection, 0, 100)
+        pending = lanes.next_pending(connection, [0], 100)
     assert pending[0].id == operation_id
     assert [operation.seq for operation in pending[1:]] == list(range(11, 51))
     assert drain_batch(bank.engine, 0, 1, wait=True) == {"applied": 1}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from core import acceptance, lanes, rules
+from core import acceptance, lanes, ledger, rules
 from core.lanes import LANE_BATCH_OPERATIONS_MAX
 from core.operations import Account, Applied, Operation, Outcome, Posting, Shelf
 from tests.conftest import LANES
@@ -262,7 +262,7 @@ def test_a_killed_session_leaves_nothing_half_written(bank: Bank, other_engine: 
 
 
 @contextmanager
-def frozen_at_every_writing(engine: sa.Engine, bank: Bank) -> Iterator[None]:
+def frozen_at_every_writing(engine: sa.Engine, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stand still before each batch is written, until PostgreSQL has ended the session that holds the lane's lock."""
 
     def shorten(connection: Any, _record: object) -> None:
@@ -270,25 +270,29 @@ def frozen_at_every_writing(engine: sa.Engine, bank: Bank) -> Iterator[None]:
             cursor.execute("SET idle_in_transaction_session_timeout = '20ms'")
         connection.commit()
 
-    def freeze(connection: sa.Connection, _cursor: object, statement: str, *_: object) -> None:
-        if "EXECUTE write_outcomes" in statement:
-            pid = connection.connection.dbapi_connection.get_backend_pid()
-            until(lambda: not bank.rows("SELECT 1 FROM pg_stat_activity WHERE pid = :pid", pid=pid))
+    write = ledger.write
+
+    def freeze_and_write(connection: sa.Connection, *arguments: Any) -> None:
+        pid = connection.connection.dbapi_connection.get_backend_pid()
+        until(lambda: not bank.rows("SELECT 1 FROM pg_stat_activity WHERE pid = :pid", pid=pid))
+        write(connection, *arguments)
 
     sa.event.listen(engine, "connect", shorten)
-    sa.event.listen(engine, "before_cursor_execute", freeze)
+    monkeypatch.setattr(ledger, "write", freeze_and_write)
     try:
         yield
     finally:
-        sa.event.remove(engine, "before_cursor_execute", freeze)
+        monkeypatch.undo()
         sa.event.remove(engine, "connect", shorten)
 
 
-def test_a_worker_that_was_frozen_meets_a_fault_and_not_a_defect(bank: Bank, other_engine: sa.Engine):
+def test_a_worker_that_was_frozen_meets_a_fault_and_not_a_defect(
+    bank: Bank, other_engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+):
     """The session that PostgreSQL ended meanwhile says nothing about the operations: none may fail for it."""
     alice = bank.user()
     bank.accept(alice)
-    with frozen_at_every_writing(other_engine, bank), pytest.raises(sa.exc.OperationalError):
+    with frozen_at_every_writing(other_engine, bank, monkeypatch), pytest.raises(sa.exc.OperationalError):
         drain(other_engine, 0, seconds=60)
     assert bank.statuses(alice) == ["pending"]
     assert bank.drain().counts == {"applied": 1}
@@ -331,7 +335,7 @@ def test_whoever_waits_is_notified_after_the_commit(bank: Bank, other_engine: sa
         listener: Any = connection.connection.dbapi_connection
         assert drain(other_engine, 0).counts == {"applied": 1}
         until(lambda: listener.poll() or listener.notifies)
-        assert [note.payload for note in listener.notifies] == ["0"]
+        assert [note.channel for note in listener.notifies] == ["kassa_finished"]
         listener.notifies.clear()
 
 
@@ -396,7 +400,7 @@ def test_the_heads_are_those_that_a_drain_takes_first(bank: Bank):
         bank.accept(user)
     with bank.engine.begin() as connection:
         heads = lanes.heads(connection)
-        firsts = {lane: lanes.next_pending(connection, lane, 1)[0].id for lane in range(LANES)}
+        firsts = {lane: lanes.next_pending(connection, [lane], 1)[0].id for lane in range(LANES)}
     assert heads == firsts
 
 

@@ -50,7 +50,7 @@ def outcome(work: Callable[[], Any]) -> str:
 def caller_of(bank: Bank, tokens: dict[str, Any]) -> identity.Caller:
     """Who a pair of tokens stands for. Raises Refusal invalid_token."""
     with bank.autocommit.connect() as connection:
-        return identity.caller(connection, SETTINGS, tokens["access_token"])
+        return identity.caller(connection, *sessions.read_access_token(SETTINGS, tokens["access_token"]))
 
 
 def refresh(bank: Bank, tokens: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,187 @@
+"""Group commit: operations that are asked for at the same time are accepted in one statement and one commit.
+
+Whoever comes first stores all that are waiting; who comes meanwhile waits for the next turn, and one of them takes it.
+What cannot be accepted this way (a used idempotency key, an unknown receiver, a user whose row somebody else holds) is
+accepted or refused by `core/acceptance.py` alone, so that nobody waits for another's trouble and every reason is found
+in one place.
+"""
+
+import threading
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from core import acceptance
+from core.acceptance import Accepted, Asker
+from core.db import Prepared, array
+from core.ids import new_id
+from core.operations import Command
+
+GROUP_MAX = 64
+
+ACCEPT = Prepared(
+    "accept_group",
+    [
+        *("uuid[]", "uuid[]", "uuid[]", "uuid[]", "text[]"),  # id, user, who asks, in which session, roles that may
+        *("text[]", "bigint[]", "uuid[]"),  # type, amount, account
+        *("uuid[]", "text[]", "uuid[]"),  # receiver by user id, username or account id
+        *("text[]", "text[]", "text[]", "text[]", "text[]"),  # comment, metadata, idempotency key, hash, request id
+    ],
+    """
+WITH item AS (
+    SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+        AS i (id, user_id, requested_by, session_id, roles, type, amount, account_id,
+              to_user_id, to_username, to_account_id, comment, metadata, idempotency_key, request_hash, request_id)
+), sound AS (
+    SELECT item.*, source.id AS source_id, source.currency, receiver.id AS receiver_id,
+           receiver.user_id AS receiver_user_id
+      FROM item
+      JOIN sessions s ON s.id = item.session_id AND s.user_id = item.requested_by
+       AND s.ended_at IS NULL AND s.expires_at > clock_timestamp()
+      JOIN users asker ON asker.id = item.requested_by
+       AND asker.disabled_at IS NULL AND asker.role = ANY (string_to_array(item.roles, ' '))
+      JOIN accounts source
+        ON source.user_id = item.user_id AND source.kind = 'main'
+       AND (source.id = item.account_id OR (item.account_id IS NULL AND source.is_default))
+      LEFT JOIN users named ON lower(named.username) = lower(item.to_username)
+      LEFT JOIN LATERAL (
+        (SELECT a.id, a.user_id FROM accounts a
+          WHERE a.user_id = coalesce(item.to_user_id, named.id) AND a.kind = 'main' AND a.user_id <> item.user_id
+          ORDER BY a.currency = source.currency DESC, a.is_default DESC, a.id LIMIT 1)
+        UNION ALL
+        SELECT a.id, a.user_id FROM accounts a
+         WHERE a.id = item.to_account_id AND a.kind = 'main' AND a.id <> source.id
+      ) AS receiver ON item.type = 'transfer'
+     WHERE (item.type <> 'transfer' OR receiver.id IS NOT NULL)
+       AND (item.idempotency_key IS NULL OR NOT EXISTS (
+            SELECT FROM operations o WHERE o.user_id = item.user_id AND o.idempotency_key = item.idempotency_key))
+), locked AS (
+    SELECT id FROM users WHERE id = ANY (ARRAY(SELECT user_id FROM sound)) AND disabled_at IS NULL
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE users SET next_seq = next_seq + 1, turn = greatest(users.turn + 1, lanes.turn)
+      FROM lanes
+     WHERE users.id = ANY (ARRAY(SELECT id FROM locked)) AND lanes.id = users.lane
+    RETURNING users.id, users.username, users.next_seq AS seq, users.lane, users.turn
+), accepted AS (
+    INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
+                            currency, comment, metadata, idempotency_key, request_hash, request_id, created_at)
+    SELECT sound.id, sound.user_id, sound.requested_by, taken.seq, taken.lane, taken.turn, sound.type, sound.source_id,
+           sound.receiver_id, sound.amount, sound.currency, sound.comment, sound.metadata::jsonb,
+           sound.idempotency_key, decode(sound.request_hash, 'hex'), sound.request_id, clock_timestamp()
+      FROM sound JOIN taken ON taken.id = sound.user_id
+    RETURNING *
+)
+SELECT accepted.*, taken.username, sound.receiver_user_id AS counterparty_user_id, u.username AS counterparty_username,
+       NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after, NULL::text AS service_name
+  FROM accepted JOIN taken ON taken.id = accepted.user_id JOIN sound ON sound.id = accepted.id
+  LEFT JOIN users u ON u.id = sound.receiver_user_id
+""",
+)
+
+
+class Seat:
+    """One request that waits for its group, and what came of it: a row, an error, or neither."""
+
+    def __init__(self, command: Command, asker: Asker) -> None:
+        self.operation_id = new_id()
+        self.command = command
+        self.asker = asker
+        self.event = threading.Event()
+        self.leads = False
+        self.row: Any = None
+        self.error: BaseException | None = None
+
+
+class Gathering:
+    """Accepts operations for a whole process. `engine`: in autocommit."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._seats: list[Seat] = []
+        self._busy = False
+        self._lock = threading.Lock()
+
+    def accept(self, command: Command, asker: Asker) -> Accepted:
+        """Store an operation durably, together with others where possible. Raises what `acceptance.accept` does."""
+        if command.service_id is None:
+            row = self._together(Seat(command, asker))
+            if row is not None:
+                return Accepted(row, replayed=False)
+        with self._engine.connect() as connection:
+            return acceptance.accept(connection, command, asker)
+
+    def _together(self, seat: Seat) -> Any:
+        """The stored operation, or None where it must be tried alone."""
+        with self._lock:
+            self._seats.append(seat)
+            seat.leads, self._busy = not self._busy, True
+        if not seat.leads:
+            seat.event.wait()
+        if seat.leads:
+            self._serve()
+        if seat.error is not None:
+            raise seat.error
+        return seat.row
+
+    def _serve(self) -> None:
+        """Store the next group, its leader's own seat first among them, and hand on."""
+        with self._lock:
+            group = first_of_each_user(self._seats)
+            self._seats = [seat for seat in self._seats if seat not in group]
+        try:
+            self._store(group)
+        finally:
+            with self._lock:
+                self._busy = bool(self._seats)
+                if self._busy:
+                    self._seats[0].leads = True
+                    self._seats[0].event.set()
+            for seat in group:
+                seat.event.set()
+
+    def _store(self, group: list[Seat]) -> None:
+        try:
+            with self._engine.connect() as connection:
+                rows = {row.id: row for row in ACCEPT.rows(connection, columns(group))}
+        except IntegrityError:  # two of the same key at the same time: nothing was stored, each is tried alone
+            return
+        except Exception as error:
+            for seat in group:
+                seat.error = error
+        else:
+            for seat in group:
+                seat.row = rows.get(seat.operation_id)
+
+
+def first_of_each_user(seats: list[Seat]) -> list[Seat]:
+    """The next group: a user's second operation waits for the turn after the first."""
+    group: dict[str, Seat] = {}
+    for seat in seats:
+        if len(group) < GROUP_MAX:
+            group.setdefault(seat.command.user_id, seat)
+    return list(group.values())
+
+
+def columns(group: list[Seat]) -> list[Any]:
+    """The group as arrays, in the order of ACCEPT's parameters."""
+    commands = [seat.command for seat in group]
+    return [
+        array(seat.operation_id for seat in group),
+        array(command.user_id for command in commands),
+        array(command.requested_by for command in commands),
+        array(seat.asker.session_id for seat in group),
+        [" ".join(seat.asker.roles) for seat in group],
+        array(command.type for command in commands),
+        array(command.amount for command in commands),
+        array(command.account_id for command in commands),
+        array(command.to_user_id for command in commands),
+        [command.to_username for command in commands],
+        array(command.to_account_id for command in commands),
+        [command.comment for command in commands],
+        [acceptance.metadata_json(command) for command in commands],
+        [command.idempotency_key for command in commands],
+        array(acceptance.hash_of(command).hex() for command in commands),
+        [command.request_id for command in commands],
+    ]
