@@ -7,16 +7,20 @@ import sqlalchemy as sa
 from core.db import Prepared, array
 from core.operations import Operation
 
-LANE_BATCH_OPERATIONS_MAX = 1_000  # bounds how long one transaction holds its locks: some 60 ms
+LANE_BATCH_OPERATIONS_MAX = 2_000  # bounds how long one transaction holds its locks: some 120 ms
+TURNS_MAX = 100  # of a batch: so many operations of one user at most, that others need not wait for all of a crowd
 
 PENDING = Prepared(
     "pending",
-    ["int[]", "int"],
+    ["int[]", "int", "bigint"],
     """
 SELECT o.* FROM unnest($1) AS l (lane) CROSS JOIN LATERAL (
     SELECT id, user_id, seq, turn, lane, type, account_id, counterparty_id, amount, currency, cancel_requested,
            request_id, service_id
-      FROM operations WHERE lane = l.lane AND status = 'pending' ORDER BY turn, id LIMIT $2) AS o
+      FROM operations
+     WHERE lane = l.lane AND status = 'pending'
+       AND turn < $3 + (SELECT min(turn) FROM operations WHERE lane = l.lane AND status = 'pending')
+     ORDER BY turn, id LIMIT $2) AS o
  ORDER BY o.lane, o.turn, o.id LIMIT $2
 """,
 )
@@ -66,7 +70,7 @@ def lock_others(connection: sa.Connection, lane: int) -> list[int]:
 
 def next_pending(connection: sa.Connection, lane_ids: Sequence[int], limit: int) -> list[Operation]:
     """The next operations of the lanes, each lane's in the order in which they are to be applied, under their locks."""
-    return [Operation(*row) for row in PENDING.rows(connection, (array(lane_ids), limit))]
+    return [Operation(*row) for row in PENDING.rows(connection, (array(lane_ids), limit, TURNS_MAX))]
 
 
 def heads(connection: sa.Connection) -> dict[int, str]:

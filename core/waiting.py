@@ -18,7 +18,7 @@ from core import views
 from core.ledger import FINISHED_CHANNEL
 
 LOOK_SECONDS = 0.25
-FIRST_LOOK_SECONDS = 0.005  # for who has come since the last look: the operation may be finished already
+FIRST_LOOK_SECONDS = 0.02  # for who has come since the last look: the operation may be finished already
 PAUSE_AFTER_ERROR_SECONDS = 0.5
 
 log = structlog.get_logger("kassa.waiting")

@@ -17,11 +17,11 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from core import lanes, ledger, rules, services
 from core.db import is_lock_timeout
-from core.lanes import LANE_BATCH_OPERATIONS_MAX
+from core.lanes import LANE_BATCH_OPERATIONS_MAX, TURNS_MAX
 from core.operations import Account, Applied, Failed, Operation, Outcome, Shelf
 
 SLICE_SECONDS = 1.0  # then the lane's bell is rung again, and other lanes have their turn
-NARROWING = 8  # a batch that cannot be written is tried again this many times smaller: 1000, 125, 15, 1
+NARROWING = 8  # a batch that cannot be written is tried again this many times smaller: 2000, 250, 31, 3, 1
 ROOM = 4  # a lane that fills less than this part of a batch leaves room for others
 LOGGED_OPERATIONS_MAX = 20  # of a batch; the rest is counted
 
@@ -70,7 +70,7 @@ def drain(
             done.remaining = True
             return done
         else:
-            full, limit = counts.total() == limit, min(limit * NARROWING, LANE_BATCH_OPERATIONS_MAX)
+            full, limit = counts.total() >= min(limit, TURNS_MAX), min(limit * NARROWING, LANE_BATCH_OPERATIONS_MAX)
             decide = rules.decide
         done.counts += counts
         done.remaining = full

@@ -1,6 +1,7 @@
 """The Celery tasks: a few lines each, around what `worker/drain.py` and `core` do."""
 
 import time
+from collections import Counter
 from typing import Any
 from uuid import UUID
 
@@ -13,54 +14,38 @@ from core.doorbell import Doorbell, answer, redis_client
 from core.rate_sheets import RatesError
 from worker import mail
 from worker.app import app, configuration, engine
-from worker.drain import drain
+from worker.drain import SLICE_SECONDS, drain
 
 bells = redis_client(configuration.redis_url, PUBLISH_TIMEOUT_SECONDS)
 doorbell = Doorbell(configuration.redis_url)
 log = structlog.get_logger("kassa.worker")
 
-PATIENCE_SECONDS_MAX = 0.02
+PATIENCE_SECONDS_MAX = 0.01
 PATIENCE_SECONDS_PER_OPERATION = 0.002
-
-
-class Pace:
-    """Under load a moment's patience lets one transaction serve many operations; otherwise nobody waits.
-
-    Patience grows with what the last drain found, so it tends to its maximum where more than some thousand operations
-    come in a second, and to nothing where fewer do.
-    """
-
-    def __init__(self) -> None:
-        self.next = 0.0
-
-    def keep(self) -> None:
-        """Return when enough time has passed since the last drain."""
-        time.sleep(min(PATIENCE_SECONDS_MAX, max(0.0, self.next - time.monotonic())))
-
-    def found(self, operations: int) -> None:
-        """Say what the drain that is over has found."""
-        patience = min(PATIENCE_SECONDS_MAX, operations * PATIENCE_SECONDS_PER_OPERATION)
-        self.next = time.monotonic() + patience
-
-
-pace = Pace()
 
 
 @app.task(name="drain")
 def drain_lane(lane: int) -> dict[str, Any]:
-    """Answer a lane's bell, and take other lanes with work along.
+    """Answer a lane's bell, and take other lanes with work along, again and again while there is something to find.
 
+    Under load a few bells so serve many operations, and a moment's patience before each look lets one transaction
+    apply many of them; where fewer than some thousand come in a second, patience tends to nothing.
     The result is shown in Flower: the lane, outcomes by status, and whether work remains.
     """
     if not isinstance(lane, int):
         raise TypeError("a lane is a number")  # a forged bell
-    pace.keep()
     answer(bells, lane)
-    done = drain(engine, lane, others=True)
-    pace.found(done.counts.total())
-    if done.remaining:
+    counts: Counter[str] = Counter()
+    deadline = time.monotonic() + SLICE_SECONDS
+    while True:
+        done = drain(engine, lane, others=True, seconds=deadline - time.monotonic())
+        counts += done.counts
+        if time.monotonic() > deadline or not done.counts:
+            break
+        time.sleep(min(PATIENCE_SECONDS_MAX, done.counts.total() * PATIENCE_SECONDS_PER_OPERATION))
+    if done.remaining or done.counts:
         doorbell.ring(lane)
-    return {"lane": lane, "applied": 0, "rejected": 0, **done.counts, "remaining": done.remaining}
+    return {"lane": lane, "applied": 0, "rejected": 0, **counts, "remaining": done.remaining}
 
 
 @app.task(name="housekeeping")
