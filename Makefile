@@ -32,10 +32,13 @@ check: .venv  ## lint, types, import rules, schema against migrations, Dockerfil
 	@$(BIN)/hadolint Dockerfile.api Dockerfile.worker
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
+model: .venv  ## play new sequences of steps against a ledger in dicts, MODEL_SEQUENCES=100000 (some 50 minutes)
+	@MODEL_SEQUENCES=$${MODEL_SEQUENCES:-100000} $(BIN)/python -m pytest -q -s tests/model
+
 bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 4 minutes; needs wrk)
 	@exec ./kassa bench
 
 clean:  ## remove .venv and caches; the data in .data stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help run test check bench clean
+.PHONY: help run test check model bench clean
