@@ -26,7 +26,7 @@ from tests.model.universe import Bank, expected
 
 SEQUENCES = int(os.environ.get("MODEL_SEQUENCES", "0"))  # 0: the short budget, always the same sequences
 SHORT_SEQUENCES = 120
-ROUND_SEQUENCES = 1000  # between two lines of progress
+ROUND_SEQUENCES = 200  # between two lines of progress
 STEPS_MAX = 15
 
 place = st.integers(0, 11)  # of a user, an account, an operation ...: taken modulo how many there are
