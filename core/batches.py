@@ -78,7 +78,9 @@ WITH item AS (
       FROM acceptable a JOIN taken ON taken.id = a.user_id
     RETURNING batch_index, lane
 )
-SELECT r.place, r.id, r.source_id, r.receiver_id, r.to_self, accepted.lane
+SELECT r.place, r.id, r.source_id, r.receiver_id, r.to_self, accepted.lane,
+       accepted.lane IS NULL
+           AND EXISTS (SELECT FROM users WHERE id = r.user_id AND disabled_at IS NOT NULL) AS disabled
   FROM resolved r LEFT JOIN accepted ON accepted.batch_index = r.place
 """,
 )
@@ -196,11 +198,11 @@ def columns(commands: Mapping[int, Command]) -> list[Any]:
 
 def error_of(row: Any, command: Command) -> dict[str, Any]:
     """Why an item was not accepted, in the order of precedence of `core/acceptance.py`."""
-    if row.source_id is None:
+    if row.source_id is None and not row.disabled:
         refusal = acceptance.no_account(command)
-    elif command.type == "transfer" and row.receiver_id is None:
+    elif command.type == "transfer" and row.receiver_id is None and not row.disabled:
         refusal = acceptance.no_receiver(command, to_self=row.to_self)
-    else:
+    else:  # so it is, too, for one who was disabled while the statement waited
         refusal = Refusal("user_disabled", "The user is disabled, and can do nothing.")
     return {"pointer": refusal.pointer or "", "code": refusal.code, "detail": refusal.detail}
 
