@@ -1,5 +1,5 @@
--- The requests of wrk: each of another user. KIND is single, wait, batch, hot or reads; USERS names a file with a
--- line for each user: access token, account id.
+-- The requests of wrk: each of another user. KIND is single, wait, batch, hot, reads, or, of the busy users only,
+-- balance, history or statement; USERS names a file with a line for each user: access token, account id, user id.
 local kind, path = os.getenv("KIND"), os.getenv("USERS")
 local tokens, accounts, ids = {}, {}, {}
 for line in io.lines(path) do
@@ -39,7 +39,16 @@ end
 function request()
   local user = anyone()
   local headers = {["Authorization"] = "Bearer " .. tokens[user], ["Content-Type"] = "application/json"}
-  if kind == "reads" then
+  if kind == "balance" or kind == "history" or kind == "statement" then
+    user = math.random(50)
+    headers["Authorization"] = "Bearer " .. tokens[user]
+    local paths = {
+      balance = "/v1/accounts/" .. accounts[user],
+      history = "/v1/operations?limit=20",
+      statement = "/v1/accounts/" .. accounts[user] .. "/statement?limit=20",
+    }
+    return wrk.format("GET", paths[kind], headers)
+  elseif kind == "reads" then
     return wrk.format("GET", "/v1/accounts/" .. accounts[user], headers)
   elseif kind == "wait" then
     headers["Prefer"] = "wait=5"

@@ -8,7 +8,7 @@ from core.db import Prepared, array
 from core.operations import Operation
 
 LANE_BATCH_OPERATIONS_MAX = 2_000  # bounds how long one transaction holds its locks: some 120 ms
-TURNS_MAX = 100  # of a batch: so many operations of one user at most, that others need not wait for all of a crowd
+TURNS_MAX = 40  # of a batch: so many operations of one user at most, that others need not wait for all of a crowd
 
 PENDING = Prepared(
     "pending",

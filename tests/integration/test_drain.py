@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from core import acceptance, lanes, ledger, rules
-from core.lanes import LANE_BATCH_OPERATIONS_MAX
+from core.lanes import TURNS_MAX
 from core.operations import Account, Applied, Operation, Outcome, Posting, Shelf
 from tests.conftest import LANES
 from tests.integration.conftest import Bank, User, aside, until
@@ -320,10 +320,10 @@ def test_a_lane_that_somebody_else_holds_is_left_to_them(bank: Bank):
 
 def test_a_drain_whose_time_is_over_says_that_there_may_be_more(bank: Bank):
     alice = bank.user()
-    for _ in range(LANE_BATCH_OPERATIONS_MAX + 1):
+    for _ in range(TURNS_MAX + 1):
         bank.accept(alice)
     done = drain(bank.engine, 0, seconds=0)
-    assert (done.counts, done.remaining) == ({"applied": LANE_BATCH_OPERATIONS_MAX}, True)
+    assert (done.counts, done.remaining) == ({"applied": TURNS_MAX}, True)
     done = drain(bank.engine, 0, seconds=0)
     assert (done.counts, done.remaining) == ({"applied": 1}, False)
 

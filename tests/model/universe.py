@@ -152,7 +152,7 @@ class Bank:
         """What is stored of a universe, as `expected` writes it."""
         found: dict[str, dict[str, Any]] = {"operations": {}, "accounts": {}, "users": {}}
         with self.one.connect() as connection:
-            for kind, id, facts in STATE.execute(connection, (db.array(ledger.users), db.array(ledger.accounts))):
+            for kind, id, facts in STATE.rows(connection, (db.array(ledger.users), db.array(ledger.accounts))):
                 found[kind][id] = facts
         return found
 

@@ -1,0 +1,1 @@
+"""Measurements of Kassa; `./kassa bench --help` explains them."""
