@@ -6,9 +6,10 @@ read in order from its own index, a page at the most, and the two are merged.
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -24,10 +25,9 @@ SORT_COLUMNS = {"created_at": ("created_at", "timestamptz"), "amount": ("amount"
 
 OWN = "o.user_id = :user"
 OWN_OF_ACCOUNT = "o.user_id = :user AND o.account_id = :account"
-PAID_TO_ME = """o.counterparty_id = ANY (ARRAY(SELECT id FROM accounts WHERE user_id = :user AND kind = 'main'))
-   AND o.user_id <> :user AND o.status = 'applied'"""
-PAID_TO_ACCOUNT = """o.counterparty_id = :account AND o.status = 'applied'
-   AND EXISTS (SELECT FROM accounts WHERE id = :account AND user_id = :user AND kind = 'main')"""
+PAID = "o.counterparty_id = mine.id AND o.status = 'applied'"
+BY_OTHERS = "o.user_id <> :user"  # between a user's own accounts a transfer shows once, but in either account's history
+MY_ACCOUNTS = "mine.user_id = :user AND mine.kind = 'main'"
 
 FILTERS = {
     "type": "o.type = :type",
@@ -101,25 +101,37 @@ def statement(user_id: str, query: Query) -> tuple[str, dict[str, Any]]:
     if query.cursor:
         parameters["after"], parameters["after_id"] = read_cursor(query.cursor, query.sort)
         conditions.append(f"(o.{column}, o.id) {beyond} (CAST(:after AS {column_type}), CAST(:after_id AS uuid))")
-    roads = " UNION ALL ".join(
-        f"(SELECT o.*, {incoming} AS incoming FROM operations o WHERE {' AND '.join([road, *conditions])}"
-        f" ORDER BY o.{column} {order}, o.id {order} LIMIT :limit)"
-        for road, incoming in roads_of(query)
-    )
+    page = f"ORDER BY o.{column} {order}, o.id {order} LIMIT :limit"
+    roads = " UNION ALL ".join(road(conditions, page) for road, conditions in roads_of(query, conditions))
     sql = f"""
   WITH o AS MATERIALIZED (SELECT * FROM ({roads}) AS roads ORDER BY {column} {order}, id {order} LIMIT :limit)
 {views.OPERATION_COLUMNS} FROM o {views.OPERATION_JOINS} ORDER BY o.{column} {order}, o.id {order}"""
     return sql, parameters
 
 
-def roads_of(query: Query) -> Sequence[tuple[str, str]]:
-    """The conditions under which operations enter the history, each with whether it shows them as incoming."""
-    own, paid = (OWN_OF_ACCOUNT, PAID_TO_ACCOUNT) if query.account_id else (OWN, PAID_TO_ME)
+def roads_of(query: Query, conditions: list[str]) -> list[tuple[Callable[[list[str], str], str], list[str]]]:
+    """The roads on which operations enter the history, each with its conditions."""
+    own = [OWN_OF_ACCOUNT if query.account_id else OWN, *conditions]
+    paid = partial(incoming, MY_ACCOUNTS + (" AND mine.id = :account" if query.account_id else ""))
+    received = [PAID, *conditions] if query.account_id else [PAID, BY_OTHERS, *conditions]
     if query.direction == "outgoing":
-        return [(f"{own} AND o.type <> 'deposit'", "false")]
+        return [(outgoing, [*own, "o.type <> 'deposit'"])]
     if query.direction == "incoming":
-        return [(f"{own} AND o.type = 'deposit'", "false"), (paid, "true")]
-    return [(own, "false"), (paid, "true")]
+        return [(outgoing, [*own, "o.type = 'deposit'"]), (paid, received)]
+    return [(outgoing, own), (paid, received)]
+
+
+def outgoing(conditions: list[str], page: str) -> str:
+    """What the user handed in, in order from its index."""
+    return f"(SELECT o.*, false AS incoming FROM operations o WHERE {' AND '.join(conditions)} {page})"
+
+
+def incoming(accounts: str, conditions: list[str], page: str) -> str:
+    """What others have paid: for each account a page in order from the index, so that no history is read whole."""
+    return f"""
+(SELECT o.* FROM accounts mine CROSS JOIN LATERAL (
+    SELECT o.*, true AS incoming FROM operations o WHERE {" AND ".join([PAID, *conditions])} {page}) AS o
+  WHERE {accounts} {page})"""
 
 
 def write_cursor(sort: str, value: object, operation_id: str) -> str:
