@@ -39,7 +39,7 @@ class Dependencies:
             engine=db.engine(settings.database_url, "api", TRANSACTIONS_MAX),
             reader=reader,
             gathering=Gathering(reader),
-            doorbell=Doorbell(settings.redis_url),
+            doorbell=Doorbell(settings.redis_url, settings.broker),
             waiting=Waiting(listener, WAITERS_MAX),
             broker=redis_client(settings.redis_url),
         )

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from api.dependencies import Dependencies
 from api.errors import answer, problem
 from api.responses import send
+from core.broker import is_rabbitmq, is_up
 
 LANES = """
 SELECT lanes.id AS lane, pending.depth,
@@ -51,7 +52,9 @@ class Health:
 
     def _broker_answers(self) -> bool:
         try:
-            return bool(self.dependencies.broker.ping())
+            return bool(self.dependencies.broker.ping()) and (
+                not is_rabbitmq(self.dependencies.settings.broker) or is_up(self.dependencies.settings.broker)
+            )
         except redis.RedisError:
             return False
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from cli.migrate import migrate, wait_for
 from cli.run import checks, wait_until_ready
 from cli.servers import LOOPBACK, CannotStart, free_port
-from cli.stack import ROOT, Stack, group
+from cli.stack import ROOT, Stack
 from core import db, identity, sessions, settings
 from core.accounts import open_account
 
@@ -42,7 +42,7 @@ class Bench:
 
 def start(seconds: int, users: int, name: str = "bench", *, fresh: bool = True) -> Bench:
     """A stack of its own in DATA_DIR/`name`, its database empty if `fresh`."""
-    own = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "PORT", "FLOWER_PORT", "ADMIN_PORT")
+    own = ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "SECRET_KEY", "PORT", "FLOWER_PORT", "ADMIN_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in own}
     data_dir = Path(environment.get("DATA_DIR") or ROOT / ".data") / name
     stack = Stack(data_dir, environment)
@@ -119,12 +119,11 @@ def count(bench: Bench, query: str) -> int:
 
 
 def processes(bench: Bench) -> dict[str, list[psutil.Process]]:
-    """Every process of the stack with its children, by name."""
-    return {
-        name: [psutil.Process(pid) for pid in group(process.running.pid)]
-        for name, process in bench.stack.processes.items()
-        if process.running
+    """Every process of the stack with its children, by name. PostgreSQL's leave its process group."""
+    leaders = {
+        name: psutil.Process(process.running.pid) for name, process in bench.stack.processes.items() if process.running
     }
+    return {name: [leader, *leader.children(recursive=True)] for name, leader in leaders.items()}
 
 
 def memory(bench: Bench) -> dict[str, int]:

@@ -7,7 +7,8 @@ a figure whose ledger does not reconcile is an error. Prints a table, and writes
 bare, bare_hot, bare_read: pgbench. single: a transfer a request. wait: deposits, answered when finished. batch, hot:
 1,000 transfers a request, hot with one account in all of them. reads: an account. latency: at 30 % of single. fair:
 light users beside one with 20,000 queued operations. idle: at rest. With --growth: the same on databases of 10^3, 10^5
-and 5*10^6 finished operations, which takes half an hour.
+and 5*10^6 finished operations, which takes half an hour. With --machines: two network namespaces with workers of their
+own, one of them cut off under load.
 
 Needs wrk (Debian: apt-get install wrk); pgbench comes with the bundled PostgreSQL.
 """
@@ -18,7 +19,7 @@ import shutil
 import statistics
 from collections.abc import Callable
 
-from bench import closed, growth, paced, rest
+from bench import closed, growth, machines, paced, rest
 from bench.stack import Bench, load, start
 from cli.servers import CannotStart
 from core.reconcile import violations
@@ -54,11 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users", type=int, default=10_000, help="default: %(default)s")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--growth", action="store_true", help="compare databases of different sizes instead")
+    parser.add_argument(
+        "--machines", choices=("redis", "rabbitmq"), help="two worker machines instead, one cut off under load; as root"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=growth.SIZES, help="of --growth (default: %(default)s)")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run all parts, interleaved, and print the table."""
+    if arguments.machines:
+        print(machines.run(arguments.machines))
+        return 0
     if not shutil.which("wrk"):
         raise CannotStart("wrk is missing: install it (Debian: apt-get install wrk).")
     if "latency" in arguments.parts and "single" not in arguments.parts:

@@ -92,7 +92,7 @@ def start(stack: Stack) -> None:
 
 def checks(environment: dict[str, str], engine: sa.Engine) -> dict[str, Callable[[], bool]]:
     """How to see that a process does its work."""
-    celery = celery_app(environment["REDIS_URL"], [])
+    celery = celery_app(environment.get("BROKER_URL") or environment["REDIS_URL"], [])
     return {
         "api": lambda: answers(f"http://{LOOPBACK}:{environment['PORT']}/health/ready"),
         "admin": lambda: answers(f"http://{LOOPBACK}:{environment['ADMIN_PORT']}/health/live"),

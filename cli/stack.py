@@ -172,7 +172,7 @@ class Stack:
     def _write_run_env(self) -> None:
         path = self.data_dir / "run.env"
         path.touch(mode=0o600)
-        names = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "PORT", "ADMIN_PORT", "FLOWER_PORT", "LANES")
+        names = ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "DATA_DIR", "PORT", "ADMIN_PORT", "FLOWER_PORT", "LANES")
         path.write_text(
             "".join(f"{name}={shlex.quote(self.environment[name])}\n" for name in names if name in self.environment)
         )

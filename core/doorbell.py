@@ -43,8 +43,8 @@ def redis_client(redis_url: str, timeout_seconds: float = PUBLISH_TIMEOUT_SECOND
 class Doorbell:
     """Rings lanes from a thread of its own, which the first ring of each process starts."""
 
-    def __init__(self, redis_url: str) -> None:
-        self._celery: Celery = celery_app(redis_url, [], socket_timeout=PUBLISH_TIMEOUT_SECONDS)
+    def __init__(self, redis_url: str, broker_url: str | None = None) -> None:
+        self._celery: Celery = celery_app(broker_url or redis_url, [], socket_timeout=PUBLISH_TIMEOUT_SECONDS)
         self._redis = redis_client(redis_url)
         self._lanes: set[int] = set()
         self._chores: list[tuple[str, str]] = []

@@ -10,7 +10,8 @@ LANES_MAX = 1024
 SECRET_KEY_BYTES_MIN = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash.
 
 DatabaseUrl = Annotated[str, msgspec.Meta(pattern=r"^postgres(ql)?(\+psycopg2)?://")]
-RedisUrl = Annotated[str, msgspec.Meta(pattern=r"^(redis|rediss|unix|amqps?)://")]
+RedisUrl = Annotated[str, msgspec.Meta(pattern=r"^(redis|rediss|unix)://")]
+BrokerUrl = Annotated[str, msgspec.Meta(pattern=r"^(redis|rediss|unix|amqps?)://")]
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=366 * 24 * 3600)]
 
 
@@ -23,6 +24,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     database_url: DatabaseUrl
     redis_url: RedisUrl
+    broker_url: BrokerUrl | None = None  # Celery's broker, where it is not the Redis of redis_url
     secret_key: str
     lanes: Annotated[int, msgspec.Meta(ge=1, le=LANES_MAX)] = 16
     self_deposit: bool = True
@@ -34,6 +36,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     behind_proxy: bool = False  # whether X-Real-IP is set by a proxy of ours, and can be believed
     data_dir: str = ".data"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def broker(self) -> str:
+        """Where Celery's messages go: Redis, unless another broker is named."""
+        return self.broker_url or self.redis_url
 
 
 def load(environment: Mapping[str, str] = os.environ) -> Settings:

@@ -26,7 +26,7 @@ try:
 except (settings.SettingsError, sa.exc.DBAPIError) as error:
     sys.exit(f"kassa worker: {error}")
 
-app = celery_app(configuration.redis_url, lane_ids)
+app = celery_app(configuration.broker, lane_ids)
 app.conf.update(
     include=["worker.tasks"],
     beat_schedule={

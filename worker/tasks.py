@@ -17,7 +17,7 @@ from worker.app import app, configuration, engine
 from worker.drain import SLICE_SECONDS, drain
 
 bells = redis_client(configuration.redis_url, PUBLISH_TIMEOUT_SECONDS)
-doorbell = Doorbell(configuration.redis_url)
+doorbell = Doorbell(configuration.redis_url, configuration.broker)
 log = structlog.get_logger("kassa.worker")
 
 PATIENCE_SECONDS_MAX = 0.01

@@ -231,7 +231,7 @@ def test_a_newcomer_does_not_wait_for_all_of_a_heavy_user(bank: Bank):
         assert lanes.lock(connection, 0, wait=True)
         pending = lanes.next_pending(connection, [0], 100)
     assert pending[0].id == operation_id
-    assert [operation.seq for operation in pending[1:]] == list(range(11, 51))
+    assert [operation.seq for operation in pending[1:]] == list(range(11, 10 + lanes.TURNS_MAX))
     assert drain_batch(bank.engine, 0, 1, wait=True) == {"applied": 1}
     assert bank.statuses(newcomer) == ["applied"]
 

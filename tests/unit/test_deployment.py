@@ -242,7 +242,7 @@ def test_env_example_names_every_variable_with_a_comment():
 
 
 def test_env_example_leaves_secrets_empty():
-    secrets = {name for name in env_example() if SECRET.search(name)} | {"DATABASE_URL", "REDIS_URL"}
+    secrets = {name for name in env_example() if SECRET.search(name)} | {"DATABASE_URL", "REDIS_URL", "BROKER_URL"}
     assert {name: env_example()[name][0] for name in secrets} == dict.fromkeys(secrets, "")
 
 

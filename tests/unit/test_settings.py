@@ -67,7 +67,7 @@ def test_the_rest_has_defaults_and_an_empty_variable_means_the_default():
         ("ACCESS_TOKEN_SECONDS", "1", "access_token_seconds", 1),
         ("LOG_LEVEL", "DEBUG", "log_level", "DEBUG"),
         ("DATABASE_URL", "postgres://db/kassa", "database_url", "postgres://db/kassa"),
-        ("REDIS_URL", "amqp://rabbit", "redis_url", "amqp://rabbit"),
+        ("BROKER_URL", "amqp://rabbit", "broker_url", "amqp://rabbit"),
     ],
 )
 def test_what_is_given_is_taken(name: str, value: str, field: str, expected: object):
