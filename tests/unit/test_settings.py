@@ -15,6 +15,7 @@ GIVEN = {
 WRONG = {
     "DATABASE_URL": ["mysql://kassa:hunter2@db/kassa", "hunter2", "x\npostgresql://hunter2"],
     "REDIS_URL": ["http://:hunter2@broker", "hunter2:6379"],
+    "BROKER_URL": ["http://:hunter2@broker", "hunter2:5672"],
     "SECRET_KEY": ["hunter2", "k" * (SECRET_KEY_BYTES_MIN - 1)],
     "LANES": ["0", "-1", "1025", "4.5", "many", "4,5"],
     "SELF_DEPOSIT": ["maybe", "yes", "2", "no"],
