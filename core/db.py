@@ -1,7 +1,9 @@
 """The database: engines with every wait bounded, prepared statements, and a refusal to serve from an unsafe one."""
 
 import select
+import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import QueuePool
 
 from core.errors import NotReady
 
@@ -50,6 +53,61 @@ TCP = {
 }
 
 
+class FairPool(QueuePool):
+    """Gives connections to those who wait in the order in which they came; QueuePool alone lets newcomers overtake."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._turns = Turns(self.size())
+
+    def _do_get(self) -> Any:
+        if not self._turns.take(self.timeout()):
+            raise sa.exc.TimeoutError(f"no connection of {self.size()} came free within {self.timeout()} s")
+        try:
+            return super()._do_get()
+        except BaseException:
+            self._turns.give()
+            raise
+
+    def _do_return_conn(self, record: Any) -> None:
+        try:
+            super()._do_return_conn(record)
+        finally:
+            self._turns.give()
+
+
+class Turns:
+    """So many turns; one that is given back goes to who has waited longest."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: deque[threading.Event] = deque()
+        self._lock = threading.Lock()
+
+    def take(self, seconds: float) -> bool:
+        """Wait for a turn. Returns False if none came in time."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return True
+            called = threading.Event()
+            self._waiting.append(called)
+        if called.wait(seconds):
+            return True
+        with self._lock:
+            if not called.is_set():
+                self._waiting.remove(called)
+        return called.is_set()  # it may have come at the very last moment
+
+    def give(self) -> None:
+        """Give a turn back."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
+
+
 def psycopg2_url(database_url: str) -> sa.URL:
     """Any spelling of a PostgreSQL URL, for psycopg2 (SQLAlchemy 2.1 takes a bare one for psycopg 3)."""
     return sa.make_url(database_url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+psycopg2")
@@ -73,6 +131,7 @@ def engine(
         pool_timeout=pool_wait_seconds,
         pool_use_lifo=True,
         hide_parameters=True,  # errors are logged, and parameters may be secret
+        poolclass=FairPool,
         connect_args={"application_name": f"kassa-{process}", "options": options, **TCP},
         **arguments,
     )

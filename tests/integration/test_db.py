@@ -1,8 +1,12 @@
 """Connections and prepared statements, when the database changes or goes away under them."""
 
+import threading
+import time
+
 import pytest
 import sqlalchemy as sa
 
+from cli.stack import Stack
 from core import db, views
 from tests.integration.conftest import Bank
 
@@ -34,3 +38,33 @@ def test_only_a_failure_to_connect_is_known_to_have_stored_nothing(bank: Bank, e
     with pytest.raises(sa.exc.OperationalError) as refused, nowhere.connect():
         pass
     assert db.never_connected(refused.value)
+
+
+def test_a_connection_goes_to_who_has_waited_longest(servers: Stack):
+    engine = db.engine(servers.environment["DATABASE_URL"], "tests", 1)
+    order: list[int] = []
+
+    def take_turns(number: int) -> None:
+        for _ in range(10):
+            with engine.connect():
+                order.append(number)
+
+    threads = [threading.Thread(target=take_turns, args=(number,)) for number in range(5)]
+    with engine.connect():
+        for thread in threads:
+            thread.start()
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3, 4] * 10
+    engine.dispose()
+
+
+def test_who_gets_no_connection_in_time_is_told_so_and_takes_none_later(servers: Stack):
+    engine = db.engine(servers.environment["DATABASE_URL"], "tests", 1, pool_wait_seconds=0.1)
+    for _ in range(3):
+        with engine.connect(), pytest.raises(sa.exc.TimeoutError), engine.connect():
+            pass
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
+    engine.dispose()
