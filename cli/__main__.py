@@ -21,6 +21,7 @@ COMMANDS = {
     "rates": "load, fetch and show exchange rates",
     "seed": "fill a demo through the public API",
     "bench": "measure Kassa beside bare SQL transactions",
+    "chaos": "put Kassa under faults, and check all that its clients were told",
     "replay": "play bank statements through the public API and compare every balance",
 }
 
@@ -36,7 +37,7 @@ def main() -> int:
         module.add_arguments(subparser)
         subparser.set_defaults(main=module.main)
     arguments = parser.parse_args()
-    if arguments.command not in ("run", "bench"):
+    if arguments.command not in ("run", "bench", "chaos"):
         attach()
     try:
         return int(arguments.main(arguments))

@@ -1,0 +1,327 @@
+"""Rounds: load, faults at random instants, healing, and a check of everything that anybody was told."""
+
+import contextlib
+import json
+import random
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from chaos import faults
+from chaos.checker import Checker, Violation
+from chaos.cluster import Cluster, running
+from chaos.faults import FAMILIES, Fault, Scene
+from chaos.history import Event, entries_after, keep, rows_after
+from chaos.load import Client, World, populate
+from chaos.proxy import network
+from core import db
+from core.reconcile import violations
+
+FAULTS_MAX = 7
+QUIET_SHARE = 0.25  # of the rounds have no faults
+ALLOWANCE_SECONDS = 5.0  # for processes to start again on a small machine, beyond the promise
+EPOCH_ROUNDS = 20  # then the database is emptied, so that each check stays quick
+SNAPSHOT_SECONDS = 1.0
+STILL_SECONDS = 0.3
+
+EMPTY = """
+SET session_replication_role = replica;
+TRUNCATE operations, entries, batches, purchases;
+UPDATE users SET next_seq = 0, done_seq = 0;
+UPDATE accounts SET balance = 0, version = 0;
+SET session_replication_role = DEFAULT
+"""
+BUSY = """
+SELECT (SELECT count(*) FROM operations WHERE status = 'pending')
+     + (SELECT count(*) FROM pg_stat_activity
+         WHERE datname = current_database() AND application_name LIKE 'kassa-%%' AND application_name <> 'kassa-chaos'
+           AND (state = 'active' OR state LIKE 'idle in%%'))
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the operator of the harness asked for."""
+
+    seed: int
+    rounds: int
+    seconds: float  # for how long; 0: as many rounds as were asked for
+    load_seconds: float
+    clients: int
+    users: int
+    workers: int
+    families: tuple[str, ...]
+    data_dir: Path
+    faults_max: int = FAULTS_MAX
+
+
+@dataclass
+class Totals:
+    """What a run comes to."""
+
+    rounds: int = 0
+    requests: Counter[str] = field(default_factory=Counter)  # by outcome
+    acknowledged: int = 0
+    finished: Counter[str] = field(default_factory=Counter)  # operations by status
+    faults: Counter[str] = field(default_factory=Counter)  # by family
+    worst: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # seconds to settle, by family
+    snapshots: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+class Late(Exception):
+    """Something accepted was not finished by the deadline of the promise."""
+
+
+def run(options: Options, say: Callable[[str], None]) -> Totals:
+    """Play the rounds until one fails, or the last. Returns what they came to."""
+    totals, started = Totals(), time.monotonic()
+    with network() as links, running(Cluster(options.data_dir, links, options.workers)) as cluster:
+        say(f"starting a cluster in {options.data_dir} ...")
+        world = populate(cluster, options.users)
+        cluster.wait_until_ready(lambda: serves(world))
+        families = available(cluster, options, say)
+        checker = begin_epoch(cluster, world, 0)
+        for number in range(1, options.rounds + 1):
+            if number % EPOCH_ROUNDS == 0:
+                checker = begin_epoch(cluster, world, number)
+            played = Round(cluster, world, checker, options, families, number, totals)
+            line, broken = played.play()
+            say(line)
+            totals.rounds = number
+            if broken:
+                report(played, broken, options, say, totals)
+                break
+            if options.seconds and time.monotonic() - started > options.seconds:
+                break
+    (options.data_dir / "results.json").write_text(json.dumps(summary(totals), indent=1))
+    return totals
+
+
+def available(cluster: Cluster, options: Options, say: Callable[[str], None]) -> list[str]:
+    """The families that were asked for and can be had."""
+    absent = dict(faults.missing(cluster))
+    for name, why in absent.items():
+        if name in options.families:
+            say(f"left out: {name}, since {why}")
+    return [name for name in options.families if name not in absent]
+
+
+def begin_epoch(cluster: Cluster, world: World, number: int) -> Checker:
+    """Forget all operations. Returns a checker that knows of none."""
+    with db.autocommit(cluster.engine).connect() as connection:
+        for statement in EMPTY.strip().split(";"):
+            connection.exec_driver_sql(statement)
+        [[last]] = connection.exec_driver_sql("SELECT coalesce(nextval('apply_no'), 0)")
+    world.epoch = f"{number}."
+    checker = Checker({user.id: user.account for user in world.users})
+    checker.last_apply_no = last
+    return checker
+
+
+def serves(world: World) -> bool:
+    """Whether an operation goes all the way."""
+    probe = Client(world, 0)
+    event = probe.ask("read", world.users[0], "GET", "/v1/balance")
+    probe.hang_up()
+    return event.outcome == "ok"
+
+
+class Round:
+    """One round. Its faults follow from the seed and its number."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        world: World,
+        checker: Checker,
+        options: Options,
+        families: list[str],
+        number: int,
+        totals: Totals,
+    ) -> None:
+        self.cluster, self.world, self.checker = cluster, world, checker
+        self.options, self.number, self.totals = options, number, totals
+        self.random = random.Random(f"{options.seed}/{number}")
+        self.clients = [Client(world, self.random.randrange(2**32)) for _ in range(options.clients)]
+        self.extra = Client(world, self.random.randrange(2**32))  # acts for the faults, and probes in the end
+        self.scene = Scene(cluster, world, self.extra, self.random, self.acknowledged)
+        self.faults = self._plan(families)
+        self.snapshots = 0
+
+    def _plan(self, families: list[str]) -> list[tuple[float, Fault]]:
+        """Faults and the instants at which they begin."""
+        if not families or self.random.random() < QUIET_SHARE:
+            return []
+        chosen = [self.random.choice(families) for _ in range(self.random.randint(3, self.options.faults_max))]
+        late = self.options.load_seconds * 0.8
+        planned = [(self.random.uniform(0.1, late), FAMILIES[name](self.scene)) for name in chosen]
+        return sorted(planned, key=lambda each: each[0])
+
+    @property
+    def events(self) -> list[Event]:
+        """All that was noted."""
+        return [event for client in (*self.clients, self.extra) for event in client.events]
+
+    def acknowledged(self) -> set[str]:
+        """Ids of the operations that clients were told of so far."""
+        told = [told for event in self.events for told in list(event.operations)]
+        return {each.id for each in told} - {""}
+
+    def play(self) -> tuple[str, list[Violation]]:
+        """Returns a line that tells of it, and the violations."""
+        over, watched = threading.Event(), threading.Event()
+        threads = [threading.Thread(target=client.run, args=(over,), daemon=True) for client in self.clients]
+        watcher = threading.Thread(target=self._watch, args=(watched,), daemon=True)
+        for thread in (*threads, watcher):
+            thread.start()
+        self._act()
+        over.set()
+        for thread in threads:
+            thread.join()
+        watched.set()
+        watcher.join()
+        return self._settle_and_check()
+
+    def _act(self) -> None:
+        """Begin and end the faults, each at its instant, until the load is over and all are ended."""
+        started, pending = time.monotonic(), list(self.faults)
+        current: list[tuple[float, Fault]] = []
+        while pending or current or time.monotonic() - started < self.options.load_seconds:
+            now = time.monotonic() - started
+            while pending and pending[0][0] <= now:
+                _, fault = pending.pop(0)
+                fault.begin()
+                current.append((time.monotonic() - started + fault.seconds, fault))
+            for each in [each for each in current if each[0] <= now]:
+                each[1].end()
+                current.remove(each)
+            time.sleep(0.01)
+        self.cluster.network.heal()
+
+    def _watch(self, over: threading.Event) -> None:
+        """Reconcile the ledger in snapshots during the faults."""
+        while not over.wait(SNAPSHOT_SECONDS):
+            with contextlib.suppress(sa.exc.DBAPIError, sa.exc.TimeoutError):
+                for finding in violations(self.cluster.engine):
+                    self.scene.problems.append(f"in a snapshot during the faults: {finding}")
+                self.snapshots += 1
+
+    def _settle_and_check(self) -> tuple[str, list[Violation]]:
+        promise = max((fault.promise for _, fault in self.faults), default=faults.MOVES)
+        broken: list[Violation] = []
+        try:
+            took = self._settle(promise + ALLOWANCE_SECONDS)
+        except Late as error:
+            took = promise + ALLOWANCE_SECONDS
+            broken.append(Violation("late", str(error)))
+        else:
+            broken += self._check()
+        broken += [Violation("found by a fault", problem) for problem in self.scene.problems]
+        return self._line(took), broken
+
+    def _settle(self, seconds: float) -> float:
+        """Wait until everything is finished and Kassa serves again. Returns the seconds it took. Raises Late."""
+        started = time.monotonic()
+        still_since = None
+        served = False
+        while still_since is None or time.monotonic() - still_since < STILL_SECONDS:
+            if time.monotonic() - started > seconds + STILL_SECONDS:
+                raise Late(f"after {seconds:.0f} s: {self._why()}")
+            served = served or self._serves_again()
+            busy = self._busy()
+            still_since = (still_since or time.monotonic()) if served and busy == 0 else None
+            time.sleep(0.02)
+        return still_since - started
+
+    def _serves_again(self) -> bool:
+        before = len(self.extra.events)
+        self.extra.submit()
+        self.extra.hang_up()
+        return any(event.outcome == "ok" for event in self.extra.events[before:])
+
+    def _busy(self) -> int | None:
+        """How much is unfinished or under way; None where the database does not answer."""
+        with contextlib.suppress(sa.exc.SQLAlchemyError), db.autocommit(self.cluster.engine).connect() as connection:
+            return int(connection.exec_driver_sql(BUSY).scalar_one())
+        return None
+
+    def _why(self) -> str:
+        """What is not finished, or who is still at it."""
+        with contextlib.suppress(sa.exc.SQLAlchemyError), db.autocommit(self.cluster.engine).connect() as connection:
+            pending = connection.exec_driver_sql(
+                "SELECT lane, count(*), min(amount), max(amount) FROM operations WHERE status = 'pending' GROUP BY lane"
+            ).all()
+            active = connection.exec_driver_sql(
+                "SELECT application_name, state, wait_event, left(query, 60) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'kassa-%%' AND state <> 'idle'"
+            ).all()
+            return f"pending (lane, count, amounts) {pending}; backends {active}; last {self.extra.events[-1].detail}"
+        return f"the database does not answer; last {self.extra.events[-1].detail}"
+
+    def _check(self) -> list[Violation]:
+        """The history against the database, and the ledger against itself."""
+        with self.cluster.engine.connect() as connection:
+            rows = rows_after(connection, self.checker.last_apply_no)
+            entries = entries_after(connection, self.checker.last_apply_no)
+        broken = self.checker.check(self.events, rows, entries)
+        broken += [Violation(finding.truth, str(finding.samples)) for finding in violations(self.cluster.engine)]
+        self.totals.finished.update(row.status for row in rows)
+        return broken
+
+    def _line(self, took: float) -> str:
+        """Tell of the round, and add it to the totals."""
+        events = self.events
+        outcomes = Counter(event.outcome for event in events)
+        acknowledged = len({told.id for event in events if event.items for told in event.operations})
+        self.totals.requests.update(outcomes)
+        self.totals.acknowledged += acknowledged
+        self.totals.snapshots += self.snapshots
+        for _, fault in self.faults:
+            self.totals.faults[fault.family] += 1
+            self.totals.worst[fault.family] = max(took, self.totals.worst[fault.family])
+        if not self.faults:
+            self.totals.worst["none"] = max(took, self.totals.worst["none"])
+        what = "; ".join(fault.what for _, fault in self.faults) or "no faults"
+        return (
+            f"round {self.number:4}  {acknowledged:5,} acknowledged, {outcomes['unknown']:3} unknown, "
+            f"{outcomes['refused']:3} refused, settled in {took:4.1f} s  [{what}]"
+        )
+
+
+def report(
+    played: Round, broken: list[Violation], options: Options, say: Callable[[str], None], totals: Totals
+) -> None:
+    """Tell of a failure, and keep what is needed to understand it."""
+    path = options.data_dir / "history.jsonl"
+    keep(sorted(played.events, key=lambda event: event.invoked), path)
+    totals.violations = [str(each) for each in broken]
+    rules = Counter(each.rule for each in broken)
+    say(f"FAILED: seed {options.seed}, round {played.number}: {dict(rules)}")
+    shown: set[str] = set()
+    for each in broken:
+        if each.rule not in shown:
+            shown.add(each.rule)
+            say(f"  {each}"[:1000])
+    say(f"  history of the round: {path}; logs: {options.data_dir / 'log'}")
+
+
+def summary(totals: Totals) -> dict[str, Any]:
+    """As JSON."""
+    return {
+        "rounds": totals.rounds,
+        "faults": sum(totals.faults.values()),
+        "faults_by_family": dict(totals.faults),
+        "acknowledged_operations": totals.acknowledged,
+        "requests_by_outcome": dict(totals.requests),
+        "operations_by_status": dict(totals.finished),
+        "snapshots_during_faults": totals.snapshots,
+        "worst_seconds_to_settle_by_family": {name: round(each, 2) for name, each in totals.worst.items()},
+        "violations": totals.violations,
+    }
