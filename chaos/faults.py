@@ -315,7 +315,7 @@ def back_up(scene: Scene) -> None:
                 connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0")
             stack.callback(drop, scene.cluster, name)
             run(str(binaries / "psql"), "--quiet", "--set=ON_ERROR_STOP=1", f"--file={dumped}", other)
-        except (subprocess.CalledProcessError, sa.exc.SQLAlchemyError):
+        except (subprocess.SubprocessError, sa.exc.SQLAlchemyError):
             return  # another fault was in the way: a backup that fails is none
         engine = sa.create_engine(other.replace("postgresql:", "postgresql+psycopg2:"), poolclass=sa.NullPool)
         with contextlib.suppress(sa.exc.OperationalError):
@@ -336,7 +336,7 @@ def drop(cluster: Cluster, name: str) -> None:
 
 def run(*command: str) -> None:
     """Run a command. Raises CalledProcessError."""
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, check=True, capture_output=True, timeout=15)
 
 
 def quietly(act: Callable[[], object]) -> Callable[[], None]:

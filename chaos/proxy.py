@@ -131,7 +131,7 @@ class Connection:
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         """Carry bytes one way until an end closes."""
-        with contextlib.suppress(OSError, RuntimeError):
+        try:
             while data := await reader.read(CHUNK):
                 data = await self._treated(data, up=up)
                 if self.over:
@@ -143,6 +143,8 @@ class Connection:
                     return
             if not self.over and writer.can_write_eof():
                 writer.write_eof()
+        except (OSError, RuntimeError):  # one end was reset, and so is the other
+            self.reset(count=False)
 
     async def _treated(self, data: bytes, *, up: bool) -> bytes:
         """What becomes of a chunk in the link's mode. The rest of it is lost with the connection."""
