@@ -47,7 +47,13 @@ class Unwritable(Exception):
 
 
 def drain(
-    engine: sa.Engine, lane: int, *, wait: bool = True, others: bool = False, seconds: float = SLICE_SECONDS
+    engine: sa.Engine,
+    lane: int,
+    *,
+    wait: bool = True,
+    others: bool = False,
+    seconds: float = SLICE_SECONDS,
+    decide: Decide = rules.decide,
 ) -> Drained:
     """Apply the lane's pending operations until none is left or the time is over.
 
@@ -55,14 +61,14 @@ def drain(
     others: whether other lanes with work are taken along where this one leaves room: one transaction serves them all.
     """
     done, limit, deadline = Drained(), LANE_BATCH_OPERATIONS_MAX, time.monotonic() + seconds
-    decide: Decide = rules.decide
+    deciding = decide
     while True:
         try:
-            counts = drain_batch(engine, lane, limit, wait=wait, others=others, decide=decide)
+            counts = drain_batch(engine, lane, limit, wait=wait, others=others, decide=deciding)
         except Unwritable as error:
             log.exception("batch_not_written", lane=lane, operations=len(error.operation_ids))
             counts, full, limit = Counter(), True, max(1, len(error.operation_ids) // NARROWING)
-            decide = failing(error.operation_ids[0]) if len(error.operation_ids) == 1 else rules.decide
+            deciding = failing(error.operation_ids[0], decide) if len(error.operation_ids) == 1 else decide
         except OperationalError as error:
             if not is_lock_timeout(error):
                 raise
@@ -71,7 +77,7 @@ def drain(
             return done
         else:
             full, limit = counts.total() >= min(limit, TURNS_MAX), min(limit * NARROWING, LANE_BATCH_OPERATIONS_MAX)
-            decide = rules.decide
+            deciding = decide
         done.counts += counts
         done.remaining = full
         if not full or time.monotonic() > deadline:
@@ -140,13 +146,13 @@ def settle(operation: Operation, books: ledger.Books, shelf: Shelf, decide: Deci
     return outcome, versions
 
 
-def failing(operation_id: str) -> Decide:
-    """The rules, but for the one operation whose outcome could not be written: it becomes Failed."""
+def failing(operation_id: str, decide: Decide) -> Decide:
+    """`decide`, but for the one operation whose outcome could not be written: it becomes Failed."""
 
-    def decide(operation: Operation, accounts: Mapping[str, Account], shelf: Shelf) -> Outcome:
-        return Failed() if operation.id == operation_id else rules.decide(operation, accounts, shelf)
+    def decided(operation: Operation, accounts: Mapping[str, Account], shelf: Shelf) -> Outcome:
+        return Failed() if operation.id == operation_id else decide(operation, accounts, shelf)
 
-    return decide
+    return decided
 
 
 def report(lane: int, finished: list[tuple[Operation, str]]) -> None:

@@ -8,32 +8,36 @@ import argparse
 import signal
 import sys
 import time
+from collections import Counter
 from types import FrameType
 
 import sqlalchemy as sa
 import structlog
 
-from core import db, lanes, settings, telemetry
+from core import db, lanes, rules, settings, telemetry
 from core.errors import NotReady
-from worker.drain import drain
+from worker.apart import drain_apart
+from worker.drain import Decide
 
 LOOK_SECONDS = 0.5  # a lane moves within two looks: half of the promised 2 s, the other half is for doing the work
 
 log = structlog.get_logger("kassa.sweeper")
 
 
-def run_once(engine: sa.Engine, before: dict[int, str]) -> dict[int, str]:
-    """Drain the lanes whose head is the same as it was `before`. Returns the heads to compare with next time."""
+def run_once(
+    engine: sa.Engine, before: dict[int, str], strikes: Counter[str], decide: Decide = rules.decide
+) -> dict[int, str]:
+    """Drain the lanes whose head is the same as it was `before`. Returns the heads to compare with next time.
+
+    strikes: how often each operation has taken a process with it; see `worker/apart.py`.
+    """
     with db.autocommit(engine).connect() as connection:
         heads = lanes.heads(connection)
-    for lane in [lane for lane, head in heads.items() if before.get(lane) == head]:
-        try:
-            done = drain(engine, lane, wait=False, seconds=LOOK_SECONDS)
-        except Exception:  # whatever it is, the other lanes must not wait for it
-            log.exception("lane_not_swept", lane=lane)
-        else:
-            if done.counts:
-                log.warning("swept", lane=lane, **done.counts)
+    standing = [lane for lane, head in heads.items() if before.get(lane) == head]
+    if not standing:
+        strikes.clear()
+    else:
+        drain_apart(engine, standing, strikes, LOOK_SECONDS, decide)
     return heads
 
 
@@ -57,9 +61,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, stop)
     log.info("sweeper_ready", look_seconds=LOOK_SECONDS)
     heads: dict[int, str] = {}
+    strikes: Counter[str] = Counter()
     while True:
         try:
-            heads = run_once(engine, heads)
+            heads = run_once(engine, heads, strikes)
         except Exception as error:  # the database is away, most likely: look again
             log.warning("sweep_failed", error=repr(error))
         time.sleep(LOOK_SECONDS)

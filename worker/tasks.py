@@ -20,11 +20,12 @@ bells = redis_client(configuration.redis_url, PUBLISH_TIMEOUT_SECONDS)
 doorbell = Doorbell(configuration.redis_url, configuration.broker)
 log = structlog.get_logger("kassa.worker")
 
+TIME_LIMIT_SECONDS = 10  # then a decision loops, and its process is killed; the sweeper finds the operation
 PATIENCE_SECONDS_MAX = 0.01
 PATIENCE_SECONDS_PER_OPERATION = 0.002
 
 
-@app.task(name="drain")
+@app.task(name="drain", time_limit=TIME_LIMIT_SECONDS)
 def drain_lane(lane: int) -> dict[str, Any]:
     """Answer a lane's bell, and take other lanes with work along, again and again while there is something to find.
 

@@ -4,12 +4,16 @@ Every test ends with a reconciled ledger: see the fixture `bank`.
 """
 
 import itertools
+import os
+import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -19,7 +23,7 @@ from core.operations import Account, Applied, Operation, Outcome, Posting, Shelf
 from tests.conftest import LANES
 from tests.integration.conftest import Bank, User, aside, until
 from worker import sweeper
-from worker.drain import drain, drain_batch
+from worker.drain import Decide, drain, drain_batch
 
 UNLUCKY = 666  # the amount that cannot be written, or not decided
 
@@ -342,13 +346,15 @@ def test_whoever_waits_is_notified_after_the_commit(bank: Bank, other_engine: sa
 class Sweeps:
     """A sweeper that looks when it is told to."""
 
-    def __init__(self, bank: Bank) -> None:
+    def __init__(self, bank: Bank, decide: Decide = rules.decide) -> None:
         self.bank = bank
+        self.decide = decide
         self.heads: dict[int, str] = {}
+        self.strikes: Counter[str] = Counter()
 
     def look(self) -> dict[int, str]:
         """One look."""
-        self.heads = sweeper.run_once(self.bank.engine, self.heads)
+        self.heads = sweeper.run_once(self.bank.engine, self.heads, self.strikes, self.decide)
         return self.heads
 
 
@@ -391,6 +397,50 @@ def test_the_sweeper_passes_by_a_lane_that_is_held(bank: Bank):
         assert [bank.statuses(user) for user in users] == [["pending"], *[["applied"]] * (LANES - 1)]
     sweeps.look()
     assert bank.statuses(users[0]) == ["applied"]
+
+
+def kill_at_unlucky(operation: Operation, accounts: Mapping[str, Account], shelf: Shelf) -> Outcome:
+    if operation.amount == UNLUCKY:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rules.decide(operation, accounts, shelf)
+
+
+def loop_at_unlucky(operation: Operation, accounts: Mapping[str, Account], shelf: Shelf) -> Outcome:
+    while operation.amount == UNLUCKY:
+        pass
+    return rules.decide(operation, accounts, shelf)
+
+
+@pytest.mark.parametrize("decide", [kill_at_unlucky, loop_at_unlucky])
+def test_an_operation_that_takes_its_process_with_it_fails_alone(bank: Bank, decide: Decide):
+    alice, bob = bank.user(), bank.user()
+    for amount in (1, UNLUCKY, 2):
+        bank.accept(alice, amount=amount)
+        bank.accept(bob, amount=amount + 10)
+    sweeps = Sweeps(bank, decide)
+    for look in range(4):
+        assert bank.counts().get("failed", 0) == 0, f"not before look {look}"
+        sweeps.look()
+    assert (bank.statuses(alice), bank.statuses(bob)) == (["applied", "failed", "applied"], ["applied"] * 3)
+    assert (bank.balance(alice), bank.balance(bob)) == (3, 1 + 2 + 30 + UNLUCKY)
+
+
+def test_a_sweep_that_is_killed_between_decisions_blames_nobody(bank: Bank):
+    alice = bank.user()
+    bank.accept(alice)
+    sweeps = Sweeps(bank)
+    sweeps.look()
+    with bank.held("SELECT id FROM accounts FOR UPDATE"):
+        looking = threading.Thread(target=sweeps.look)
+        looking.start()
+        until(lambda: bank.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") > 0)
+        me = psutil.Process()
+        [child] = [each for each in me.children() if each.cmdline() == me.cmdline()]  # the others are servers
+        child.kill()
+        looking.join()
+    assert sweeps.strikes == {}
+    sweeps.look()
+    assert bank.statuses(alice) == ["applied"]
 
 
 def test_the_heads_are_those_that_a_drain_takes_first(bank: Bank):
