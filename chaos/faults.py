@@ -35,6 +35,9 @@ OTHER_VERSION: list[tuple[str, list[object]]] = [
 GARBAGE = (b"\xff\xfe", b"{}", b'{"body": 1}', b"[" * 2_000)
 FILLER_CHUNK = b"\0" * 2**20
 SHORTEST, LONGEST = 0.2, 2.0
+LOCK_IN_HAND_SHARE = 0.15  # of the freezings
+FROZEN_WITH_LOCK_SECONDS = 14.0
+TRIES_TO_CATCH_A_LOCK = 100
 FROZEN_LONGEST = 5.5  # beyond the 4 s after which a frozen worker loses its locks
 
 # Seconds after the end of a fault by which everything accepted must be finished: the promises of the README.
@@ -92,6 +95,8 @@ def kill(scene: Scene) -> Fault:
 
 def freeze(scene: Scene) -> Fault:
     """SIGSTOP, and SIGCONT later."""
+    if scene.random.random() < LOCK_IN_HAND_SHARE:
+        return freeze_with_lock(scene)
     what, pids = victims(scene)
     frozen: list[int] = []
 
@@ -102,6 +107,32 @@ def freeze(scene: Scene) -> Fault:
     seconds = scene.seconds(FROZEN_LONGEST)
     thaw = lambda: scene.cluster.signal(frozen, signal.SIGCONT)  # noqa: E731
     return Fault("freeze", f"freeze {what} for {seconds:.1f} s", begin, thaw, seconds, MOVES_AFTER_FREEZING)
+
+
+def freeze_with_lock(scene: Scene) -> Fault:
+    """All workers frozen while one of them is in a transaction, for longer than it may keep its locks."""
+    cluster = scene.cluster
+    frozen: list[int] = []
+    query = """
+SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kassa-worker' AND state = 'idle in transaction'"""
+
+    def in_hand() -> bool:
+        with contextlib.suppress(sa.exc.SQLAlchemyError), cluster.engine.connect() as connection:
+            return bool(connection.exec_driver_sql(query).scalar_one())
+        return False
+
+    def begin() -> None:
+        for _ in range(TRIES_TO_CATCH_A_LOCK):
+            frozen[:] = [pid for name in processes(scene) if name.startswith("worker") for pid in cluster.family(name)]
+            cluster.signal(frozen, signal.SIGSTOP)
+            if in_hand():
+                return
+            cluster.signal(frozen, signal.SIGCONT)
+            time.sleep(scene.random.uniform(0.001, 0.02))
+
+    thaw = lambda: cluster.signal(frozen, signal.SIGCONT)  # noqa: E731
+    what = "freeze all workers with locks in hand"
+    return Fault("freeze", what, begin, thaw, FROZEN_WITH_LOCK_SECONDS, MOVES_AFTER_FREEZING)
 
 
 def backend(scene: Scene) -> Fault:
@@ -256,7 +287,7 @@ def disk(scene: Scene) -> Fault:
 
 def poison(scene: Scene) -> Fault:
     """An operation whose decision raises, kills its process, or loops for ever."""
-    name, amount = scene.random.choice([("raises", RAISE), ("raises", RAISE), ("kills", KILL), ("loops", LOOP)])
+    name, amount = scene.random.choice([*[("raises", RAISE)] * 4, ("kills", KILL), ("kills", KILL), ("loops", LOOP)])
     user = scene.random.choice(scene.world.users)
     promise = MOVES if amount == RAISE else POISON_IS_FOUND
     return Fault("poison", f"an operation that {name}", lambda: scene.client.poison(user, amount), promise=promise)

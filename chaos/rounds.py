@@ -20,7 +20,7 @@ from chaos.faults import FAMILIES, Fault, Scene
 from chaos.history import Event, entries_after, keep, rows_after
 from chaos.load import Client, World, populate
 from chaos.proxy import network
-from core import db
+from core import db, lanes
 from core.reconcile import violations
 
 FAULTS_MAX = 7
@@ -29,6 +29,9 @@ ALLOWANCE_SECONDS = 5.0  # for processes to start again on a small machine, beyo
 EPOCH_ROUNDS = 20  # then the database is emptied, so that each check stays quick
 SNAPSHOT_SECONDS = 1.0
 STILL_SECONDS = 0.3
+LOOK_SECONDS = 0.1
+GAP_SECONDS = 1.0
+DEADLOCKS_MAX = 5  # in a round; see docs/decisions/0008 for how one may lawfully come about
 
 EMPTY = """
 SET session_replication_role = replica;
@@ -71,6 +74,7 @@ class Totals:
     finished: Counter[str] = field(default_factory=Counter)  # operations by status
     faults: Counter[str] = field(default_factory=Counter)  # by family
     worst: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # seconds to settle, by family
+    stalls: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # the longest of a lane, by family
     snapshots: int = 0
     violations: list[str] = field(default_factory=list)
 
@@ -154,6 +158,7 @@ class Round:
         self.scene = Scene(cluster, world, self.extra, self.random, self.acknowledged)
         self.faults = self._plan(families)
         self.snapshots = 0
+        self.stall = 0.0  # the longest that an operation stood at the head of a lane, while the database answered
 
     def _plan(self, families: list[str]) -> list[tuple[float, Fault]]:
         """Faults and the instants at which they begin."""
@@ -178,15 +183,20 @@ class Round:
         """Returns a line that tells of it, and the violations."""
         over, watched = threading.Event(), threading.Event()
         threads = [threading.Thread(target=client.run, args=(over,), daemon=True) for client in self.clients]
-        watcher = threading.Thread(target=self._watch, args=(watched,), daemon=True)
-        for thread in (*threads, watcher):
+        watchers = [
+            threading.Thread(target=act, args=(watched,), daemon=True) for act in (self._watch, self._watch_lanes)
+        ]
+        deadlocks = self._deadlocks()
+        for thread in (*threads, *watchers):
             thread.start()
         self._act()
         over.set()
         for thread in threads:
             thread.join()
         watched.set()
-        watcher.join()
+        for thread in watchers:
+            thread.join()
+        self._judge_pace(self._deadlocks() - deadlocks)
         return self._settle_and_check()
 
     def _act(self) -> None:
@@ -212,6 +222,36 @@ class Round:
                 for finding in violations(self.cluster.engine):
                     self.scene.problems.append(f"in a snapshot during the faults: {finding}")
                 self.snapshots += 1
+
+    def _watch_lanes(self, over: threading.Event) -> None:
+        """Note how long an operation stands at the head of its lane."""
+        since: dict[str, float] = {}
+        last = time.monotonic()
+        while not over.wait(LOOK_SECONDS):
+            with contextlib.suppress(sa.exc.DBAPIError, sa.exc.TimeoutError):
+                with db.autocommit(self.cluster.engine).connect() as connection:
+                    heads = set(lanes.heads(connection).values())
+                now = time.monotonic()
+                if now - last > GAP_SECONDS:  # the database was away, and nothing could move
+                    since = {}
+                last, since = now, {head: since.get(head, now) for head in heads}
+                self.stall = max([self.stall, *(now - first for first in since.values())])
+
+    def _deadlocks(self) -> int:
+        """How many the database has resolved; 0 where it does not answer."""
+        query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        with contextlib.suppress(sa.exc.SQLAlchemyError), db.autocommit(self.cluster.engine).connect() as connection:
+            return int(connection.exec_driver_sql(query).scalar_one())
+        return 0
+
+    def _judge_pace(self, deadlocks: int) -> None:
+        """No lane stood still for longer than promised, and nobody made others wait in a circle."""
+        families = {fault.family for _, fault in self.faults}
+        promise = max((fault.promise for _, fault in self.faults), default=faults.MOVES) + ALLOWANCE_SECONDS
+        if self.stall > promise:
+            self.scene.problems.append(f"a lane stood still for {self.stall:.1f} s, and {promise:.0f} s are promised")
+        if deadlocks > DEADLOCKS_MAX and "deadlock" not in families:
+            self.scene.problems.append(f"{deadlocks} deadlocks in one round")
 
     def _settle_and_check(self) -> tuple[str, list[Violation]]:
         promise = max((fault.promise for _, fault in self.faults), default=faults.MOVES)
@@ -283,15 +323,14 @@ class Round:
         self.totals.requests.update(outcomes)
         self.totals.acknowledged += acknowledged
         self.totals.snapshots += self.snapshots
-        for _, fault in self.faults:
-            self.totals.faults[fault.family] += 1
-            self.totals.worst[fault.family] = max(took, self.totals.worst[fault.family])
-        if not self.faults:
-            self.totals.worst["none"] = max(took, self.totals.worst["none"])
+        self.totals.faults.update(fault.family for _, fault in self.faults)
+        for name in {fault.family for _, fault in self.faults} or {"none"}:
+            self.totals.worst[name] = max(took, self.totals.worst[name])
+            self.totals.stalls[name] = max(self.stall, self.totals.stalls[name])
         what = "; ".join(fault.what for _, fault in self.faults) or "no faults"
         return (
             f"round {self.number:4}  {acknowledged:5,} acknowledged, {outcomes['unknown']:3} unknown, "
-            f"{outcomes['refused']:3} refused, settled in {took:4.1f} s  [{what}]"
+            f"{outcomes['refused']:3} refused, settled in {took:4.1f} s, lanes stood {self.stall:4.1f} s  [{what}]"
         )
 
 
@@ -323,5 +362,6 @@ def summary(totals: Totals) -> dict[str, Any]:
         "operations_by_status": dict(totals.finished),
         "snapshots_during_faults": totals.snapshots,
         "worst_seconds_to_settle_by_family": {name: round(each, 2) for name, each in totals.worst.items()},
+        "longest_stall_of_a_lane_by_family": {name: round(each, 2) for name, each in totals.stalls.items()},
         "violations": totals.violations,
     }
