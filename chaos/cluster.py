@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ class Cluster:
         } | {
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
-            "PATH": f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "DATA_DIR": str(self.data_dir),
             "SECRET_KEY": servers.kept_secret(self.data_dir / "secret.key"),
             "LANES": str(LANES),

@@ -19,6 +19,7 @@ from core.ids import new_id
 
 TIMEOUT_SECONDS = 6.0
 RETRIES_MAX = 3
+BACK_OFF_SECONDS = 0.1  # where nobody answers
 BATCH_MAX = 60
 AMOUNT_MAX = 500
 SERVICES, PRICE = 5, 40
@@ -198,6 +199,7 @@ class Client:
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.hang_up()
             event.detail = repr(error)
+            time.sleep(BACK_OFF_SECONDS)
         else:
             judge(event, status, document)
         event.completed = time.monotonic()

@@ -4,6 +4,8 @@ Starts a cluster of its own in DATA_DIR/chaos (PostgreSQL, Redis, the API, worke
 every link), plays rounds of load and faults, and stops at the first broken promise with exit code 1: seed, round, the
 shortest facts, history and logs. docs/reliability.md explains what is checked. A round takes about ten seconds.
 
+With --mutants it shows that it has teeth: broken builds (tests/faults/mutants) must each be caught.
+
 As root, and with libfaketime (Debian: apt-get install faketime), all families of faults can be had.
 """
 
@@ -13,6 +15,7 @@ import random
 from pathlib import Path
 
 from chaos.faults import FAMILIES
+from chaos.mutants import hunt, names
 from chaos.rounds import FAULTS_MAX, Options, run, summary
 from cli.stack import ROOT
 
@@ -27,12 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--load-seconds", type=float, default=5, help="of each round (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=12, help="default: %(default)s")
     parser.add_argument("--users", type=int, default=40, help="default: %(default)s")
+    parser.add_argument(
+        "--mutants", nargs="*", metavar="NAME", help="instead, put broken builds under the rounds: these, or all"
+    )
     parser.add_argument("--workers", type=int, default=3, help="worker processes (default: %(default)s)")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Play the rounds, and say what they come to."""
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
+    if arguments.mutants is not None:
+        results = hunt(arguments.mutants or names(), arguments.rounds, seed, lambda line: print(line, flush=True))
+        return 0 if all(result.caught_in for result in results) else 1
     data_dir = Path(os.environ.get("DATA_DIR") or ROOT / ".data") / "chaos"
     options = Options(
         seed=seed,
