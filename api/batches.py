@@ -80,10 +80,10 @@ class Batches:
         """The stored batch; where another request has just stored it under the same key, that one."""
         try:
             with self.dependencies.engine.begin() as connection:
-                return batches.accept(connection, commands, invalid, header)
+                return batches.accept(connection, commands, invalid, header, self.dependencies.limits)
         except batches.Simultaneous:
             with self.dependencies.engine.begin() as connection:
-                return batches.accept(connection, commands, invalid, header)
+                return batches.accept(connection, commands, invalid, header, self.dependencies.limits)
 
     @allowed(*EVERYONE)
     def on_get_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:

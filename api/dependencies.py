@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from core import db
 from core.doorbell import Doorbell, redis_client
 from core.gathering import Gathering
+from core.limits import Limits
 from core.settings import Settings
 from core.waiting import Waiting
 
@@ -24,6 +25,7 @@ class Dependencies:
     settings: Settings
     engine: sa.Engine
     reader: sa.Engine
+    limits: Limits
     gathering: Gathering
     doorbell: Doorbell
     waiting: Waiting
@@ -34,11 +36,20 @@ class Dependencies:
         """Connect nothing yet, but have everything ready to."""
         listener = db.autocommit_engine(settings.database_url, "api-waiting", 1)
         reader = db.autocommit_engine(settings.database_url, "api", READERS_MAX)
+        engine = db.engine(settings.database_url, "api", TRANSACTIONS_MAX)
+        limits = Limits(
+            reader,
+            engine,
+            user_pending=settings.user_pending_max,
+            pending=settings.pending_max,
+            pending_seconds=settings.pending_seconds_max,
+        )
         return cls(
             settings=settings,
-            engine=db.engine(settings.database_url, "api", TRANSACTIONS_MAX),
+            engine=engine,
             reader=reader,
-            gathering=Gathering(reader),
+            limits=limits,
+            gathering=Gathering(reader, limits),
             doorbell=Doorbell(settings.redis_url, settings.broker),
             waiting=Waiting(listener, WAITERS_MAX),
             broker=redis_client(settings.redis_url),

@@ -65,18 +65,20 @@ PROBLEMS = {
     "self_transfer": Problem(422, "A transfer to oneself"),
     "idempotency_key_reused": Problem(422, "The Idempotency-Key stands for another request"),
     "too_many_tries": Problem(429, "Too many tries"),
+    "too_many_pending": Problem(429, "Too many unfinished operations"),
     "headers_too_large": Problem(431, "The headers are too large"),
     "internal_error": Problem(500, "A defect of ours"),
     "database_unavailable": Problem(503, "The database is away"),
     "outcome_unknown": Problem(503, "The database went away in the middle"),
     "not_ready": Problem(503, "Not ready"),
     "rates_unavailable": Problem(503, "No exchange rate is known"),
+    "overloaded": Problem(503, "Too much is waiting"),
     "busy": Problem(503, "Too many passwords at once"),
     "not_yet": Problem(504, "Not finished yet"),
 }
 
 DEFINITE_STATUS_MAX = 499  # a refusal up to here stored nothing, and says so
-DEFINITE_CODES = {"rates_unavailable", "busy"}  # beyond it, these too
+DEFINITE_CODES = {"rates_unavailable", "busy", "overloaded"}  # beyond it, these too
 
 STATUS_CODES = {
     400: "malformed_request",
@@ -119,6 +121,17 @@ def answer(response: falcon.Response, document: dict[str, Any]) -> None:
         response.set_header("Retry-After", RETRY_AFTER_SECONDS)
     if "retry_after_seconds" in document:
         response.set_header("Retry-After", str(document["retry_after_seconds"]))
+    if document["code"] == "too_many_pending":
+        tell_limit(response, document["limit"], 0, document["retry_after_seconds"])
+
+
+def tell_limit(response: falcon.Response, limit: int, remaining: int, seconds: int | None = None) -> None:
+    """How many unfinished operations a user may have, how many more, and in how many seconds there is room again.
+
+    The fields of draft-ietf-httpapi-ratelimit-headers.
+    """
+    response.set_header("RateLimit-Policy", f'"pending";q={limit}')
+    response.set_header("RateLimit", f'"pending";r={remaining}' + (f";t={seconds}" if seconds else ""))
 
 
 def on_refusal(_request: falcon.Request, response: falcon.Response, refusal: Refusal, _params: Any) -> None:

@@ -26,8 +26,9 @@ WITH_BODY = (
 )
 WITH_DATABASE = ("database_unavailable", "outcome_unknown")
 
-ACCEPTED_HEADERS = ("Location", "Retry-After", "Vary", "Idempotency-Replayed")
-FINISHED_HEADERS = ("Location", "Preference-Applied", "Vary", "Idempotency-Replayed")
+LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit")
+ACCEPTED_HEADERS = ("Location", "Retry-After", "Vary", "Idempotency-Replayed", *LIMIT_HEADERS)
+FINISHED_HEADERS = ("Location", "Preference-Applied", "Vary", "Idempotency-Replayed", *LIMIT_HEADERS)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ OPERATION_PROBLEMS = (
     "price_out_of_range",
     "self_transfer",
     "rates_unavailable",
+    "too_many_pending",
+    "overloaded",
 )
 
 CALLS = {
@@ -151,7 +154,13 @@ CALLS = {
     "POST /v1/operations/batch": Call(
         {202: answers.Batch},
         schemas.NewBatch,
-        problems=("atomic_not_supported", "bad_idempotency_key", "idempotency_key_reused", "batch_not_found"),
+        problems=(
+            "atomic_not_supported",
+            "bad_idempotency_key",
+            "idempotency_key_reused",
+            "batch_not_found",
+            "overloaded",
+        ),
         request_headers=("Idempotency-Key",),
         headers={202: ("Location", "Retry-After", "Idempotency-Replayed")},
     ),
@@ -207,6 +216,8 @@ HEADERS = {
     "X-Request-Id": ("The request's id.", {"type": "string"}),
     "Location": ("Where what was made can be read.", {"type": "string", "format": "uri-reference"}),
     "Retry-After": ("Seconds after which to ask again.", {"type": "integer", "minimum": 0}),
+    "RateLimit-Policy": ("How many unfinished operations a user may have.", {"type": "string"}),
+    "RateLimit": ("How many more there is room for, and in how many seconds again.", {"type": "string"}),
     "ETag": ("Changes with anything that the answer shows.", {"type": "string"}),
     "Vary": ("The request header that the answer depends on.", {"type": "string"}),
     "Preference-Applied": ("The `wait` that was granted.", {"type": "string", "pattern": r"^wait=\d+$"}),

@@ -11,11 +11,12 @@ import structlog
 
 from api.auth import EVERYONE, Bearer, allowed, require
 from api.dependencies import Dependencies
+from api.errors import tell_limit
 from api.requests import idempotency_key, preferred_wait, read_json, read_query
 from api.responses import is_known_state, send, send_tagged
 from api.schemas import AnyOperation, OperationBody, OperationsQuery, WaitQuery
 from core import history, views
-from core.acceptance import Asker, request_cancellation
+from core.acceptance import Accepted, Asker, request_cancellation
 from core.errors import Refusal
 from core.identity import Caller
 from core.metrics import ACCEPTED
@@ -53,7 +54,7 @@ class Operations:
             self.dependencies.doorbell.ring(accepted.row.lane)
         structlog.contextvars.bind_contextvars(operation=accepted.row.id, lane=accepted.row.lane)
         row = self._await(accepted.row, wait) if wait else accepted.row
-        self._receipt(response, row, accepted.replayed, wait)
+        self._receipt(response, row, accepted, wait)
 
     def _await(self, row: Any, seconds: int) -> Any:
         """The operation once it is finished, or as it is when the time is over."""
@@ -69,7 +70,7 @@ class Operations:
             log.warning("outcome_not_read", operation=row.id)
         return row
 
-    def _receipt(self, response: falcon.Response, row: Any, replayed: bool, wait: int | None) -> None:
+    def _receipt(self, response: falcon.Response, row: Any, accepted: Accepted, wait: int | None) -> None:
         """200 with the finished operation for those who waited, else 202."""
         finished = wait is not None and row.status != "pending"
         send(response, views.operation(row), falcon.HTTP_200 if finished else falcon.HTTP_202)
@@ -79,8 +80,11 @@ class Operations:
             response.set_header("Preference-Applied", f"wait={wait}")
         else:
             response.set_header("Retry-After", RETRY_AFTER_SECONDS)
-        if replayed:
+        if accepted.replayed:
             response.set_header("Idempotency-Replayed", "true")
+        else:
+            most = self.dependencies.limits.user_pending_max
+            tell_limit(response, most, max(0, most - accepted.row.user_pending))
 
     @allowed(*EVERYONE)
     def on_get_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:

@@ -200,20 +200,23 @@ class Round:
         return self._settle_and_check()
 
     def _act(self) -> None:
-        """Begin and end the faults, each at its instant, until the load is over and all are ended."""
-        started, pending = time.monotonic(), list(self.faults)
-        current: list[tuple[float, Fault]] = []
-        while pending or current or time.monotonic() - started < self.options.load_seconds:
-            now = time.monotonic() - started
-            while pending and pending[0][0] <= now:
-                _, fault = pending.pop(0)
-                fault.begin()
-                current.append((time.monotonic() - started + fault.seconds, fault))
-            for each in [each for each in current if each[0] <= now]:
-                each[1].end()
-                current.remove(each)
-            time.sleep(0.01)
+        """Let each fault happen at its instant, in a thread of its own: it may be held up by another."""
+        started = time.monotonic()
+        acting = [threading.Thread(target=self._happen, args=(started, *each), daemon=True) for each in self.faults]
+        for thread in acting:
+            thread.start()
+        time.sleep(self.options.load_seconds)
+        for thread in acting:
+            thread.join()
         self.cluster.network.heal()
+
+    def _happen(self, started: float, instant: float, fault: Fault) -> None:
+        time.sleep(max(0.0, started + instant - time.monotonic()))
+        try:
+            fault.begin()
+            time.sleep(fault.seconds)
+        finally:
+            fault.end()
 
     def _watch(self, over: threading.Event) -> None:
         """Reconcile the ledger in snapshots during the faults."""

@@ -21,9 +21,11 @@ from core import lanes, services, views
 from core.db import Prepared
 from core.errors import Refusal
 from core.ids import new_id
+from core.limits import Bounds
 from core.operations import Command
 from core.services import Quote
 
+UNBOUNDED = Bounds()
 TRIES_MAX = 3  # where no reason for a refusal is left when it is looked for: a price, say, that has just changed
 
 ACCEPT = Prepared(
@@ -34,6 +36,7 @@ ACCEPT = Prepared(
         *("text", "jsonb", "text", "bytea", "text"),  # comment, metadata, idempotency key, hash, request id
         *("uuid", "bigint", "text", "numeric", "date", "text"),  # service, price, its currency, rate, its date, paid in
         *("uuid", "text[]"),  # the session in which it is asked for, and the roles that may; NULL: whoever asks may
+        "bigint",  # how many unfinished operations the user may have
     ],
     """
 WITH source AS (
@@ -52,6 +55,7 @@ WITH source AS (
     UPDATE users SET next_seq = next_seq + 1, turn = greatest(users.turn + 1, lanes.turn)
       FROM lanes, source
      WHERE users.id = $2 AND lanes.id = users.lane AND users.disabled_at IS NULL
+       AND users.next_seq - users.done_seq < $23
        AND ($21 IS NULL OR EXISTS (
             SELECT FROM sessions s JOIN users asker ON asker.id = s.user_id
              WHERE s.id = $21 AND s.user_id = $3 AND s.ended_at IS NULL AND s.expires_at > clock_timestamp()
@@ -60,7 +64,7 @@ WITH source AS (
        AND ($4 <> 'transfer' OR EXISTS (SELECT FROM receiver))
        AND ($4 <> 'purchase' OR (source.currency = $20 AND EXISTS (
             SELECT FROM services WHERE id = $15 AND price = $16 AND services.currency = $17)))
-    RETURNING users.id AS user_id, users.username, users.next_seq AS seq, users.lane, users.turn
+    RETURNING users.id AS user_id, users.username, users.next_seq AS seq, users.done_seq, users.lane, users.turn
 ), accepted AS (
     INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, idempotency_key, request_hash, request_id,
@@ -72,6 +76,7 @@ WITH source AS (
 )
 SELECT accepted.*, taken.username, receiver.user_id AS counterparty_user_id, u.username AS counterparty_username,
        NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after,
+       taken.seq - taken.done_seq AS user_pending,
        (SELECT name FROM services WHERE id = accepted.service_id) AS service_name
   FROM accepted CROSS JOIN taken LEFT JOIN receiver ON true LEFT JOIN users u ON u.id = receiver.user_id
 """,
@@ -97,33 +102,41 @@ class Asker:
     require: Callable[[], None]
 
 
-def accept(connection: sa.Connection, command: Command, asker: Asker | None = None) -> Accepted:
+def accept(
+    connection: sa.Connection, command: Command, asker: Asker | None = None, bounds: Bounds = UNBOUNDED
+) -> Accepted:
     """Store the operation durably; `connection` commits each statement by itself.
 
     asker: None where it is known already that `command.requested_by` may ask for it.
     Raises Refusal, having stored nothing, in this order of precedence: what the asker lacks, idempotency_key_reused,
-    user_disabled, account_not_found, service_not_found, rates_unavailable, price_out_of_range, price_changed,
-    self_transfer, receiver_not_found.
+    overloaded, user_disabled, too_many_pending, account_not_found, service_not_found, rates_unavailable,
+    price_out_of_range, price_changed, self_transfer, receiver_not_found.
     """
     request_hash = hash_of(command)
     for _ in range(TRIES_MAX):
-        row = insert(connection, command, request_hash, asker)
+        row = None if bounds.refusal else insert(connection, command, request_hash, asker, bounds)
         if row is not None:
             return Accepted(row, replayed=False)
         if asker:
             asker.require()
         if replayed := replay(connection, command, request_hash):
             return replayed
-        if refusal := explain(connection, command):
+        if refusal := bounds.refusal or explain(connection, command, bounds):
             raise refusal
     raise Refusal("price_changed", "What is asked for is being changed right now: ask again.")
 
 
-def insert(connection: sa.Connection, command: Command, request_hash: bytes, asker: Asker | None = None) -> Any:
+def insert(
+    connection: sa.Connection,
+    command: Command,
+    request_hash: bytes,
+    asker: Asker | None = None,
+    bounds: Bounds = UNBOUNDED,
+) -> Any:
     """Run the accepting statement. Returns the stored operation, or None where nothing was stored."""
     try:
         offered = quote_of(connection, command)
-        return ACCEPT.row(connection, parameters_of(command, request_hash, offered, asker))
+        return ACCEPT.row(connection, parameters_of(command, request_hash, offered, asker, bounds))
     except Refusal:  # a retry of what was bought must not fail because nothing can be bought any more
         return None
     except IntegrityError as error:
@@ -145,7 +158,9 @@ def quote_of(connection: sa.Connection, command: Command) -> Quote | None:
     return services.quote(connection, command.service_id, source.currency)
 
 
-def parameters_of(command: Command, request_hash: bytes, offered: Quote | None, asker: Asker | None) -> tuple[Any, ...]:
+def parameters_of(
+    command: Command, request_hash: bytes, offered: Quote | None, asker: Asker | None, bounds: Bounds
+) -> tuple[Any, ...]:
     """The parameters of ACCEPT, in order."""
     return (
         new_id(),
@@ -166,6 +181,7 @@ def parameters_of(command: Command, request_hash: bytes, offered: Quote | None, 
         *((offered.price, offered.price_currency, offered.rate, offered.rate_date) if offered else (None,) * 4),
         offered.account_currency if offered else None,
         *((asker.session_id, list(asker.roles)) if asker else (None, None)),
+        bounds.user_pending_max,
     )
 
 
@@ -219,10 +235,12 @@ def replay(connection: sa.Connection, command: Command, request_hash: bytes) -> 
     return Accepted(row, replayed=True)
 
 
-def explain(connection: sa.Connection, command: Command) -> Refusal | None:
+def explain(connection: sa.Connection, command: Command, bounds: Bounds) -> Refusal | None:
     """Why nothing was accepted, or None where nothing stands in the way any more: it is asked after the fact."""
     if is_disabled(connection, command.user_id):
         return Refusal("user_disabled", "The user is disabled, and can do nothing.")
+    if has_too_many_pending(connection, command.user_id, bounds):
+        return too_many_pending(bounds)
     source = find_source(connection, command)
     if source is None:
         return no_account(command)
@@ -271,6 +289,22 @@ def is_disabled(connection: sa.Connection, user_id: str) -> bool:
     """Whether the user was switched off."""
     query = sa.text("SELECT 1 FROM users WHERE id = :id AND disabled_at IS NOT NULL")
     return connection.execute(query, {"id": user_id}).first() is not None
+
+
+def has_too_many_pending(connection: sa.Connection, user_id: str, bounds: Bounds) -> bool:
+    """Whether the user has as many unfinished operations as may be."""
+    query = sa.text("SELECT 1 FROM users WHERE id = :id AND next_seq - done_seq >= :max")
+    return connection.execute(query, {"id": user_id, "max": bounds.user_pending_max}).first() is not None
+
+
+def too_many_pending(bounds: Bounds) -> Refusal:
+    """The refusal for a user who has too much unfinished."""
+    return Refusal(
+        "too_many_pending",
+        f"The user has {bounds.user_pending_max} unfinished operations: wait until some are finished.",
+        limit=bounds.user_pending_max,
+        retry_after_seconds=bounds.retry_after_seconds,
+    )
 
 
 def find_source(connection: sa.Connection, command: Command) -> sa.Row | None:

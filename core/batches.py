@@ -17,6 +17,7 @@ from core import acceptance, views
 from core.db import Prepared, array
 from core.errors import Refusal
 from core.ids import new_id
+from core.limits import Bounds, Limits
 from core.operations import Command
 
 Errors = list[dict[str, Any]]
@@ -32,6 +33,7 @@ ACCEPT = Prepared(
         *("int[]", "uuid[]", "uuid[]", "text[]", "bigint[]"),  # place in the batch, id, user, type, amount
         *("uuid[]", "uuid[]", "text[]", "uuid[]"),  # account, receiver by user id, username or account id
         *("text[]", "text[]"),  # comment, metadata
+        "bigint",  # how many unfinished operations a user may have
     ],
     """
 WITH item AS (
@@ -56,11 +58,14 @@ WITH item AS (
 ), sound AS (
     SELECT * FROM resolved WHERE source_id IS NOT NULL AND (type <> 'transfer' OR receiver_id IS NOT NULL)
 ), locked AS (
-    SELECT id FROM users WHERE id IN (SELECT user_id FROM sound) AND disabled_at IS NULL
+    SELECT id, $16 - next_seq + done_seq AS room FROM users
+     WHERE id IN (SELECT user_id FROM sound) AND disabled_at IS NULL
      ORDER BY id FOR NO KEY UPDATE
 ), acceptable AS (
-    SELECT sound.*, row_number() OVER (PARTITION BY user_id ORDER BY place) AS nth
-      FROM sound JOIN locked ON locked.id = sound.user_id
+    SELECT * FROM (
+        SELECT sound.*, locked.room, row_number() OVER (PARTITION BY user_id ORDER BY place) AS nth
+          FROM sound JOIN locked ON locked.id = sound.user_id) AS numbered
+     WHERE nth <= room
 ), wanted AS (
     SELECT user_id, count(*) AS operations FROM acceptable GROUP BY user_id
 ), taken AS (
@@ -79,6 +84,7 @@ WITH item AS (
     RETURNING batch_index, lane
 )
 SELECT r.place, r.id, r.source_id, r.receiver_id, r.to_self, accepted.lane,
+       accepted.lane IS NULL AND EXISTS (SELECT FROM locked WHERE locked.id = r.user_id) AS crowded,
        accepted.lane IS NULL
            AND EXISTS (SELECT FROM users WHERE id = r.user_id AND disabled_at IS NOT NULL) AS disabled
   FROM resolved r LEFT JOIN accepted ON accepted.batch_index = r.place
@@ -106,21 +112,30 @@ class Stored:
 
 
 def accept(
-    connection: sa.Connection, commands: Mapping[int, Command], invalid: Mapping[int, Errors], header: Header
+    connection: sa.Connection,
+    commands: Mapping[int, Command],
+    invalid: Mapping[int, Errors],
+    header: Header,
+    limits: Limits | None = None,
 ) -> Stored:
     """Store the batch and what can be accepted of it, in the caller's transaction.
 
     commands: by place in the batch. invalid: the errors of the other places.
-    Raises Refusal idempotency_key_reused; Simultaneous.
+    Raises Refusal idempotency_key_reused, overloaded; Simultaneous.
     """
     request_hash = hash_of(commands, invalid)
     if replayed := replay(connection, header, request_hash):
         return replayed
     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (ONE_AT_A_TIME,))
+    if limits:
+        limits.require_room(connection, len(commands))
+    bounds = limits.bounds(len(commands)) if limits else acceptance.UNBOUNDED
     batch_id = new_id()
     asked = (batch_id, header.requested_by, header.request_id, request_hash)
-    rows = ACCEPT.rows(connection, (*asked, *columns(commands)))
-    refused = dict(invalid) | {row.place: [error_of(row, commands[row.place])] for row in rows if row.lane is None}
+    rows = ACCEPT.rows(connection, (*asked, *columns(commands), bounds.user_pending_max))
+    refused = dict(invalid) | {
+        row.place: [error_of(row, commands[row.place], bounds)] for row in rows if row.lane is None
+    }
     batch = insert(connection, batch_id, header, request_hash, len(commands) + len(invalid), refused)
     results = [{"index": row.place, "id": row.id, "status": "pending"} for row in rows if row.lane is not None]
     results += [{"index": place, "errors": errors} for place, errors in refused.items()]
@@ -196,12 +211,14 @@ def columns(commands: Mapping[int, Command]) -> list[Any]:
     ]
 
 
-def error_of(row: Any, command: Command) -> dict[str, Any]:
+def error_of(row: Any, command: Command, bounds: Bounds) -> dict[str, Any]:
     """Why an item was not accepted, in the order of precedence of `core/acceptance.py`."""
     if row.source_id is None and not row.disabled:
         refusal = acceptance.no_account(command)
     elif command.type == "transfer" and row.receiver_id is None and not row.disabled:
         refusal = acceptance.no_receiver(command, to_self=row.to_self)
+    elif row.crowded:
+        refusal = acceptance.too_many_pending(bounds)
     else:  # so it is, too, for one who was disabled while the statement waited
         refusal = Refusal("user_disabled", "The user is disabled, and can do nothing.")
     return {"pointer": refusal.pointer or "", "code": refusal.code, "detail": refusal.detail}

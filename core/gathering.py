@@ -16,6 +16,7 @@ from core import acceptance
 from core.acceptance import Accepted, Asker
 from core.db import Prepared, array
 from core.ids import new_id
+from core.limits import Limits
 from core.operations import Command
 
 GROUP_MAX = 64
@@ -27,6 +28,7 @@ ACCEPT = Prepared(
         *("text[]", "bigint[]", "uuid[]"),  # type, amount, account
         *("uuid[]", "text[]", "uuid[]"),  # receiver by user id, username or account id
         *("text[]", "text[]", "text[]", "text[]", "text[]"),  # comment, metadata, idempotency key, hash, request id
+        "bigint",  # how many unfinished operations a user may have
     ],
     """
 WITH item AS (
@@ -58,12 +60,13 @@ WITH item AS (
             SELECT FROM operations o WHERE o.user_id = item.user_id AND o.idempotency_key = item.idempotency_key))
 ), locked AS (
     SELECT id FROM users WHERE id = ANY (ARRAY(SELECT user_id FROM sound)) AND disabled_at IS NULL
+       AND next_seq - done_seq < $17
      ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 ), taken AS (
     UPDATE users SET next_seq = next_seq + 1, turn = greatest(users.turn + 1, lanes.turn)
       FROM lanes
      WHERE users.id = ANY (ARRAY(SELECT id FROM locked)) AND lanes.id = users.lane
-    RETURNING users.id, users.username, users.next_seq AS seq, users.lane, users.turn
+    RETURNING users.id, users.username, users.next_seq AS seq, users.done_seq, users.lane, users.turn
 ), accepted AS (
     INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, idempotency_key, request_hash, request_id, created_at)
@@ -74,7 +77,8 @@ WITH item AS (
     RETURNING *
 )
 SELECT accepted.*, taken.username, sound.receiver_user_id AS counterparty_user_id, u.username AS counterparty_username,
-       NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after, NULL::text AS service_name
+       NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after, NULL::text AS service_name,
+       taken.seq - taken.done_seq AS user_pending
   FROM accepted JOIN taken ON taken.id = accepted.user_id JOIN sound ON sound.id = accepted.id
   LEFT JOIN users u ON u.id = sound.receiver_user_id
 """,
@@ -95,10 +99,11 @@ class Seat:
 
 
 class Gathering:
-    """Accepts operations for a whole process. `engine`: in autocommit."""
+    """Accepts operations for a whole process, as far as its limits have room."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, reader: sa.Engine, limits: Limits) -> None:
+        self._reader = reader
+        self._limits = limits
         self._seats: list[Seat] = []
         self._busy = False
         self._lock = threading.Lock()
@@ -109,8 +114,12 @@ class Gathering:
             row = self._together(Seat(command, asker))
             if row is not None:
                 return Accepted(row, replayed=False)
-        with self._engine.connect() as connection:
-            return acceptance.accept(connection, command, asker)
+        try:
+            with self._limits.admission(1) as (connection, room):
+                return acceptance.accept(connection, command, asker, self._limits.bounds(room))
+        except sa.exc.InternalError:  # near the limit, and another has just used this key: that broke the transaction
+            with self._reader.connect() as connection:
+                return acceptance.accept(connection, command, asker, self._limits.bounds(0))
 
     def _together(self, seat: Seat) -> Any:
         """The stored operation, or None where it must be tried alone."""
@@ -143,8 +152,9 @@ class Gathering:
 
     def _store(self, group: list[Seat]) -> None:
         try:
-            with self._engine.connect() as connection:
-                rows = {row.id: row for row in ACCEPT.rows(connection, columns(group))}
+            with self._limits.admission(len(group)) as (connection, room):
+                admitted = (*columns(group[:room]), self._limits.user_pending_max)
+                rows = {row.id: row for row in ACCEPT.rows(connection, admitted)} if room else {}
         except IntegrityError:  # two of the same key at the same time: nothing was stored, each is tried alone
             return
         except Exception as error:

@@ -12,6 +12,7 @@ SECRET_KEY_BYTES_MIN = 32  # RFC 7518, 3.2: an HS256 key is at least as long as 
 DatabaseUrl = Annotated[str, msgspec.Meta(pattern=r"^postgres(ql)?(\+psycopg2)?://")]
 RedisUrl = Annotated[str, msgspec.Meta(pattern=r"^(redis|rediss|unix)://")]
 BrokerUrl = Annotated[str, msgspec.Meta(pattern=r"^(redis|rediss|unix|amqps?)://")]
+Operations = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=366 * 24 * 3600)]
 
 
@@ -30,6 +31,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     self_deposit: bool = True
     access_token_seconds: Seconds = 15 * 60
     refresh_token_seconds: Seconds = 30 * 24 * 3600
+    user_pending_max: Operations = 50_000  # of one user's, unfinished; further ones are 429
+    pending_max: Operations = 200_000  # of all users', unfinished; further ones are 503
+    pending_seconds_max: Seconds = 120  # that the oldest of them may wait before further ones are 503
     smtp_url: Annotated[str, msgspec.Meta(pattern=r"^smtps?://")] | None = None  # without it mail goes to DATA_DIR/mail
     mail_from: str = "kassa@localhost"
     rates_url: Annotated[str, msgspec.Meta(pattern=r"^https?://")] = "https://www.cbr.ru/scripts/XML_daily.asp"
