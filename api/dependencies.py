@@ -34,9 +34,9 @@ class Dependencies:
     @classmethod
     def make(cls, settings: Settings) -> "Dependencies":
         """Connect nothing yet, but have everything ready to."""
-        listener = db.autocommit_engine(settings.database_url, "api-waiting", 1)
-        reader = db.autocommit_engine(settings.database_url, "api", READERS_MAX)
-        engine = db.engine(settings.database_url, "api", TRANSACTIONS_MAX)
+        listener = db.autocommit_engine(settings.database_url, "api-waiting", 1, settings.api_role)
+        reader = db.autocommit_engine(settings.database_url, "api", READERS_MAX, settings.api_role)
+        engine = db.engine(settings.database_url, "api", TRANSACTIONS_MAX, role=settings.api_role)
         limits = Limits(
             reader,
             engine,

@@ -35,8 +35,8 @@ OTHER_VERSION: list[tuple[str, list[object]]] = [
 GARBAGE = (b"\xff\xfe", b"{}", b'{"body": 1}', b"[" * 2_000)
 FILLER_CHUNK = b"\0" * 2**20
 SHORTEST, LONGEST = 0.2, 2.0
-LOCK_IN_HAND_SHARE = 0.15  # of the freezings
-FROZEN_WITH_LOCK_SECONDS = 14.0
+LOCK_IN_HAND_SHARE = 0.35  # of the freezings
+FROZEN_WITH_LOCK_SECONDS = 12.5
 TRIES_TO_CATCH_A_LOCK = 100
 FROZEN_LONGEST = 5.5  # beyond the 4 s after which a frozen worker loses its locks
 

@@ -7,7 +7,7 @@ import time
 import sqlalchemy as sa
 from alembic import command
 
-from core import db, lanes, rates, settings
+from core import db, lanes, privileges, rates, settings
 
 CONNECT_SECONDS = 30
 
@@ -49,4 +49,5 @@ def migrate(engine: sa.Engine, lane_count: int) -> None:
         command.upgrade(config, "head")
         lanes.ensure(connection, lane_count)
         rates.load_snapshot_if_empty(connection)
+        privileges.grant(connection)
     sys.stdout.flush()

@@ -119,10 +119,11 @@ def engine(
     pool_size: int = 4,
     pool_wait_seconds: float = POOL_WAIT_SECONDS,
     lock_timeout: str = SESSION["lock_timeout"],
+    role: str = "none",
     **arguments: Any,
 ) -> sa.Engine:
-    """An engine whose connections are named after `process` and never wait without end."""
-    session = SESSION | {"lock_timeout": lock_timeout}
+    """An engine whose connections are named after `process`, never wait without end, and take on the role."""
+    session = SESSION | {"lock_timeout": lock_timeout, "role": role}
     options = " ".join(f"-c {name}={value}" for name, value in session.items())
     made = sa.create_engine(
         psycopg2_url(database_url),
@@ -147,9 +148,9 @@ def autocommit(made: sa.Engine) -> sa.Engine:
     return made.execution_options(isolation_level="AUTOCOMMIT")
 
 
-def autocommit_engine(database_url: str, process: str, pool_size: int) -> sa.Engine:
+def autocommit_engine(database_url: str, process: str, pool_size: int, role: str = "none") -> sa.Engine:
     """An engine for the hot paths: its connections always commit by themselves, so that none is reset after use."""
-    return engine(database_url, process, pool_size, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+    return engine(database_url, process, pool_size, role=role, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
 
 
 def ids_as_strings(connection: Any, _record: object) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from core.privileges import API_ROLE
+
 LANES_MAX = 1024
 SECRET_KEY_BYTES_MIN = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash.
 
@@ -31,6 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     self_deposit: bool = True
     access_token_seconds: Seconds = 15 * 60
     refresh_token_seconds: Seconds = 30 * 24 * 3600
+    api_role: Annotated[str, msgspec.Meta(pattern=r"^[a-z_][a-z0-9_]*$")] = API_ROLE
     user_pending_max: Operations = 50_000  # of one user's, unfinished; further ones are 429
     pending_max: Operations = 200_000  # of all users', unfinished; further ones are 503
     pending_seconds_max: Seconds = 120  # that the oldest of them may wait before further ones are 503

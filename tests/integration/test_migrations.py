@@ -39,7 +39,13 @@ def blank(servers: Stack) -> Iterator[Create]:
 def schema_of(engine: sa.Engine) -> list[tuple[str, ...]]:
     """The statements of a dump, each as its sorted lines: the order of columns says nothing."""
     url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    command = [postgres_binaries() / "pg_dump", "--schema-only", "--no-owner", "--exclude-table=alembic_version"]
+    command = [
+        postgres_binaries() / "pg_dump",
+        "--schema-only",
+        "--no-owner",
+        "--no-privileges",
+        "--exclude-table=alembic_version",
+    ]
     dump = subprocess.run([*command, f"--dbname={url}"], check=True, capture_output=True, text=True).stdout
     statements = []
     for statement in dump.split(";\n\n"):

@@ -21,6 +21,7 @@ WRONG = {
     "SELF_DEPOSIT": ["maybe", "yes", "2", "no"],
     "ACCESS_TOKEN_SECONDS": ["0", "-1", "1.5", "15m", "99999999999"],
     "REFRESH_TOKEN_SECONDS": ["0", "-1", "1.5", "30d", "99999999999"],
+    "API_ROLE": ["kassa api", "Kassa", "x;y", "-c"],
     "USER_PENDING_MAX": ["0", "-1", "1.5", "many"],
     "PENDING_MAX": ["0", "-1", "1.5", "many"],
     "PENDING_SECONDS_MAX": ["0", "-1", "1.5", "1m"],

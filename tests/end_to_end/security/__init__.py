@@ -1,0 +1,1 @@
+"""Hostile clients: what they must not learn, not become, and not break."""
