@@ -1,0 +1,112 @@
+"""A tap on a connection to PostgreSQL, which strikes at one statement: before it is sent, or after it was carried out.
+
+It reads the protocol as far as needed: psycopg2 sends each statement as one simple query message.
+"""
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+LOOPBACK = "127.0.0.1"
+When = Literal["before", "after"]
+READY = b"Z"  # PostgreSQL's word for: carried out, and ready for the next
+TERMINATE = b"X"
+
+
+@dataclass
+class Tap:
+    """Listens on `port`, leads to the server on `target`. `act` is called at statement `number`, counted from 0.
+
+    act: returns whether the connection goes on; it may take its time.
+    """
+
+    target: int
+    number: int = -1
+    when: When = "before"
+    act: Callable[[], bool] = lambda: True
+    statements: list[str] = field(default_factory=list)
+    port: int = 0
+
+    def __enter__(self) -> "Tap":
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        gone = contextlib.suppress(EOFError, OSError)
+        with gone, client, socket.create_connection((LOOPBACK, self.target)) as server:
+            self._begin(client, server)
+            while self._exchange(client, server):
+                pass
+
+    def _begin(self, client: socket.socket, server: socket.socket) -> None:
+        """Startup: pass on until the server is ready for the first statement."""
+        client.settimeout(60)
+        server.settimeout(60)
+        while True:
+            length = receive(client, 4)
+            rest = receive(client, struct.unpack("!I", length)[0] - 4)
+            if struct.unpack("!I", rest[:4])[0] in (80877103, 80877104):  # asks for TLS or GSSAPI: there is none
+                client.sendall(b"N")
+                continue
+            server.sendall(length + rest)
+            break
+        while True:
+            kind, message = read_message(server)
+            client.sendall(message)
+            if kind == READY:
+                return
+            if kind == b"R" and struct.unpack("!I", message[5:9])[0] not in (0, 12):  # the client must answer
+                server.sendall(read_message(client)[1])
+
+    def _exchange(self, client: socket.socket, server: socket.socket) -> bool:
+        """One statement and its answer. Returns whether there may be another."""
+        kind, message = read_message(client)
+        strikes = False
+        if kind == b"Q":
+            strikes = len(self.statements) == self.number
+            self.statements.append(message[5:-1].decode(errors="replace"))
+        if kind == TERMINATE or (strikes and self.when == "before" and not self.act()):
+            return False
+        server.sendall(message)
+        answer = b""
+        while not answer.startswith(READY):
+            _, answer = read_message(server)
+            if strikes and self.when == "after" and answer.startswith(READY) and not self.act():
+                return False
+            client.sendall(answer)
+        return True
+
+
+def read_message(connection: socket.socket) -> tuple[bytes, bytes]:
+    """The kind of a message, and all of it."""
+    head = receive(connection, 5)
+    return head[:1], head + receive(connection, struct.unpack("!I", head[1:])[0] - 4)
+
+
+def receive(connection: socket.socket, length: int) -> bytes:
+    """So many bytes. Raises EOFError."""
+    data = b""
+    while len(data) < length:
+        more = connection.recv(length - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
