@@ -41,6 +41,7 @@ TRIES_TO_CATCH_A_LOCK = 100
 FROZEN_LONGEST = 5.5  # beyond the 4 s after which a frozen worker loses its locks
 
 # Seconds after the end of a fault by which everything accepted must be finished: the promises of the README.
+OTHERS_LET_GO = 10.0  # no promise: who locks our accounts makes us wait
 MOVES, MOVES_AFTER_FREEZING, SERVES_AFTER_POSTGRES, POISON_IS_FOUND = 2.0, 6.0, 3.0, 40.0
 
 
@@ -253,11 +254,18 @@ def link(scene: Scene) -> Fault:
 
 def commit(scene: Scene) -> Fault:
     """Connections cut some bytes after the beginning of a COMMIT, or of an acceptance: before, within or after it."""
-    edge = scene.random.choice([name for name in scene.cluster.links if name.endswith(">postgres")])
+    edges = [name for name in scene.cluster.links if name.endswith(">postgres")]
+    edge = "api>postgres" if scene.random.random() < 0.5 else scene.random.choice(edges)
     pattern, most = (b"EXECUTE accept", ACCEPT_BYTES) if edge.startswith("api") else (b"COMMIT", COMMIT_BYTES)
-    mode = Mode("cut_at", length=scene.random.randrange(most), pattern=pattern)
+    if scene.random.random() < 0.5:
+        mode, where = Mode("cut_at", length=scene.random.randrange(most), pattern=pattern), "into"
+    else:
+        mode, where = (
+            Mode("cut_answer", length=scene.random.randrange(COMMIT_BYTES), pattern=pattern),
+            "of the answer to",
+        )
     seconds, chosen = scene.seconds(0.5), scene.cluster.links[edge]
-    what = f"{edge} cut {mode.length} bytes into {pattern.decode()}"
+    what = f"{edge} cut {mode.length} bytes {where} {pattern.decode()}"
     return Fault("commit", what, lambda: chosen.set(mode), lambda: chosen.set(Mode()), seconds, MOVES_AFTER_FREEZING)
 
 
@@ -301,6 +309,7 @@ def deadlock(scene: Scene) -> Fault:
         ids = sorted((user.account for user in scene.world.users), reverse=True)
         while not over.is_set():
             with contextlib.suppress(sa.exc.SQLAlchemyError), scene.cluster.engine.begin() as connection:
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '1500ms'")  # time for a deadlock to be noticed
                 for account in ids[::3]:
                     connection.exec_driver_sql("SELECT FROM accounts WHERE id = %s FOR UPDATE", (account,))
                     time.sleep(0.01)
@@ -312,7 +321,7 @@ def deadlock(scene: Scene) -> Fault:
         over.set()
         thread.join()
 
-    return Fault("deadlock", "accounts locked in the other order", thread.start, end, seconds, MOVES_AFTER_FREEZING)
+    return Fault("deadlock", "accounts locked in the other order", thread.start, end, seconds, OTHERS_LET_GO)
 
 
 def rolling(scene: Scene) -> Fault:

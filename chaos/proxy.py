@@ -16,7 +16,7 @@ from typing import Literal
 
 LOOPBACK = "127.0.0.1"
 CHUNK = 64 * 1024
-Kind = Literal["pass", "refuse", "hang", "swallow_up", "swallow_down", "delay", "reset_after", "cut_at"]
+Kind = Literal["pass", "refuse", "hang", "swallow_up", "swallow_down", "delay", "reset_after", "cut_at", "cut_answer"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Mode:
     pass; refuse: connections are reset at once; hang: bytes stop, nothing is lost; swallow_up, swallow_down: half-open,
     one way's bytes are lost; delay: each chunk waits `seconds`; reset_after: each connection is reset after `length`
     more bytes either way; cut_at: a connection is cut `length` bytes after the beginning of `pattern` on the way up,
-    counting on through the answer once the pattern's own message is over.
+    counting on through the answer once the pattern's own message is over; cut_answer: only what comes back after the
+    pattern counts.
     """
 
     kind: Kind = "pass"
@@ -117,6 +118,7 @@ class Connection:
         self.lost = False  # bytes were swallowed
         self.budget = link.mode.length
         self.cutting = False  # the pattern of `cut_at` was seen: the budget runs
+        self.asked = False  # the pattern of `cut_answer` was seen
         self.over = False
 
     def reset(self, *, count: bool = True) -> None:
@@ -161,6 +163,8 @@ class Connection:
             data = self._within_budget(data)
         elif mode.kind == "cut_at":
             data = self._cut(data, mode, up=up)
+        elif mode.kind == "cut_answer":
+            data = self._cut_answer(data, mode, up=up)
         return data
 
     def _cut(self, data: bytes, mode: Mode, *, up: bool) -> bytes:
@@ -171,6 +175,16 @@ class Connection:
             return data
         self.cutting, self.budget = True, mode.length
         return data[:place] + self._within_budget(data[place:])
+
+    def _cut_answer(self, data: bytes, mode: Mode, *, up: bool) -> bytes:
+        if up:
+            if not self.asked and mode.pattern in data:
+                self.asked, self.budget = True, mode.length
+            return data
+        if not self.asked:
+            return data
+        self.cutting = True
+        return self._within_budget(data)
 
     def _within_budget(self, data: bytes) -> bytes:
         allowed = data[: max(0, self.budget)]

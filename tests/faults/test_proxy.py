@@ -124,3 +124,12 @@ def test_it_cuts_at_a_pattern_before_within_and_after_it(link: Link):
             assert ask(connected, b"insert") == b"INSERT"
             until_reset(connected, b"COMMIT")
     assert link.cuts == 4
+
+
+def test_it_cuts_an_answer_alone(link: Link):
+    for length in (0, 3):
+        settled(link, Mode("cut_answer", length=length, pattern=b"COMMIT"))
+        with client(link) as connected:
+            assert ask(connected, b"insert") == b"INSERT"
+            assert b"COMMIT".startswith(until_reset(connected, b"COMMIT"))
+    assert link.cuts == 2
