@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=0, help="for how long at the most (default: no limit)")
     parser.add_argument("--seed", type=int, default=None, help="of all that is random (default: a new one, shown)")
     parser.add_argument("--faults", nargs="*", choices=FAMILIES, default=list(FAMILIES), help="families (default: all)")
+    parser.add_argument("--in-turn", action="store_true", help="two families a round, one after another")
     parser.add_argument("--faults-max", type=int, default=FAULTS_MAX, help="in a round (default: %(default)s)")
     parser.add_argument("--load-seconds", type=float, default=5, help="of each round (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=12, help="default: %(default)s")
@@ -54,6 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
         families=tuple(arguments.faults),
         data_dir=data_dir.resolve(),
         faults_max=arguments.faults_max,
+        in_turn=arguments.in_turn,
     )
     print(f"seed {seed}", flush=True)
     totals = run(options, lambda line: print(line, flush=True))
