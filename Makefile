@@ -32,13 +32,30 @@ check: .venv  ## lint, types, import rules, schema against migrations, Dockerfil
 	@$(BIN)/hadolint Dockerfile.api Dockerfile.worker
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
-model: .venv  ## play new sequences of steps against a ledger in dicts, MODEL_SEQUENCES=100000 (some 50 minutes)
+model: .venv  ## play new sequences of steps against a ledger in dicts, MODEL_SEQUENCES=100000 (some 60 minutes)
 	@MODEL_SEQUENCES=$${MODEL_SEQUENCES:-100000} $(BIN)/python -m pytest -q -s tests/model
 
 bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 4 minutes; needs wrk)
 	@exec ./kassa bench
 
-clean:  ## remove .venv and caches; the data in .data stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+chaos: .venv  ## put Kassa under faults, ROUNDS=300, and check all that its clients were told (some 45 minutes)
+	@exec ./kassa chaos --rounds $${ROUNDS:-300}
 
-.PHONY: help run test check model bench clean
+mutants: .venv  ## show that the chaos has teeth: fifteen broken builds must each be caught (some 25 minutes)
+	@exec ./kassa chaos --mutants
+
+fuzz: .venv .venv-fuzz/installed  ## make 20,000 good and bad requests from the OpenAPI document (some 10 minutes)
+	@$(BIN)/python -m tests.fuzz
+
+audit: .venv-audit/installed  ## look for known vulnerabilities of what is pinned; says so where it cannot look
+	@.ci/audit
+
+.venv-fuzz/installed .venv-audit/installed: .venv-%/installed: requirements-%.txt
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+clean:  ## remove .venv and caches; the data in .data stays
+	rm -rf .venv .venv-fuzz .venv-audit .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+.PHONY: help run test check model bench chaos mutants fuzz audit clean

@@ -7,11 +7,11 @@ for line in io.lines(path) do
   tokens[#tokens + 1], accounts[#accounts + 1], ids[#ids + 1] = token, account, id
 end
 local service, batch_size = os.getenv("SERVICE"), 1000
-local threads = 0
+local runners = {}
 
 function setup(thread)
-  threads = threads + 1
-  thread:set("number", threads)
+  runners[#runners + 1] = thread
+  thread:set("number", #runners)
 end
 
 function init()
@@ -60,14 +60,21 @@ function request()
   return wrk.format("POST", "/v1/operations/batch", headers, batch())
 end
 
-local refused = 0
-function response(status)
-  if status >= 400 then refused = refused + 1 end
+-- Looking at each answer costs; wrk counts those from 400 on by itself.
+answered = {}
+if os.getenv("COUNT_STATUSES") then
+  function response(status) answered[status] = (answered[status] or 0) + 1 end
 end
 
 function done(summary, latency)
-  local errors = summary.errors
-  print(string.format('RESULT {"requests": %d, "microseconds": %d, "p50": %d, "p99": %d, "errors": %d}',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-    errors.status + errors.connect + errors.read + errors.write + errors.timeout))
+  local errors, counts = summary.errors, {}
+  for _, runner in ipairs(runners) do
+    for status, times in pairs(runner:get("answered")) do
+      counts[#counts + 1] = string.format('"%d": %d', status, times)
+    end
+  end
+  print(string.format(
+    'RESULT {"requests": %d, "microseconds": %d, "p50": %d, "p99": %d, "refused": %d, "torn": %d, "statuses": {%s}}',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), errors.status,
+    errors.connect + errors.read + errors.write + errors.timeout, table.concat(counts, ", ")))
 end

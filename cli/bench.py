@@ -8,7 +8,7 @@ bare, bare_hot, bare_read: pgbench. single: a transfer a request. wait: deposits
 1,000 transfers a request, hot with one account in all of them. reads: an account. latency: at 30 % of single. fair:
 light users beside one with 20,000 queued operations. idle: at rest. With --growth: the same on databases of 10^3, 10^5
 and 5*10^6 finished operations, which takes half an hour. With --machines: two network namespaces with workers of their
-own, one of them cut off under load.
+own, one of them cut off under load. With --overload: five times as many clients as at the peak.
 
 Needs wrk (Debian: apt-get install wrk); pgbench comes with the bundled PostgreSQL.
 """
@@ -19,7 +19,7 @@ import shutil
 import statistics
 from collections.abc import Callable
 
-from bench import closed, growth, machines, paced, rest
+from bench import closed, growth, machines, overload, paced, rest
 from bench.stack import Bench, load, start
 from cli.servers import CannotStart
 from core.reconcile import violations
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--machines", choices=("redis", "rabbitmq"), help="two worker machines instead, one cut off under load; as root"
     )
+    parser.add_argument("--overload", type=int, metavar="SECONDS", help="instead: five times the load for so long")
     parser.add_argument("--sizes", nargs="+", type=int, default=growth.SIZES, help="of --growth (default: %(default)s)")
 
 
@@ -76,6 +77,9 @@ def main(arguments: argparse.Namespace) -> int:
     bench = start(arguments.seconds, arguments.users)
     try:
         load(bench)
+        if arguments.overload:
+            print(overload.run(bench, arguments.overload))
+            return 1 if violations(bench.engine) else 0
         for number in range(arguments.rounds):
             for part in arguments.parts:
                 measure(bench, part, number + 1)
