@@ -319,7 +319,7 @@ def deadlock(scene: Scene) -> Fault:
 
     def end() -> None:
         over.set()
-        thread.join()
+        thread.join(OTHERS_LET_GO)
 
     return Fault("deadlock", "accounts locked in the other order", thread.start, end, seconds, OTHERS_LET_GO)
 

@@ -1,7 +1,7 @@
 """Fuzz every call of the OpenAPI document as every role, until enough requests were made; some ten minutes.
 
-`make fuzz` runs it. Schemathesis makes the requests, good and bad ones, from the document that Kassa serves. It fails at
-any 5xx but a 503 that Kassa means, and if the ledger does not reconcile afterwards.
+`make fuzz` runs it. Schemathesis makes the requests, good and bad ones, from the document that Kassa serves. It fails
+at any 5xx but a 503 that Kassa means, and if the ledger does not reconcile afterwards.
 """
 
 import argparse

@@ -21,6 +21,7 @@ from worker.drain import Decide, drain
 
 STRIKES_MAX = 2
 DECISION_SECONDS_MAX = 1.0  # a decision takes microseconds
+CHILD_SECONDS_MAX = 20.0  # longer than any statement may take
 POLL_SECONDS = 0.005
 ID_BYTES = 36
 
@@ -44,8 +45,12 @@ def drain_apart(
 
 
 def wait_for(child: int, deciding: mmap.mmap) -> str | None:
-    """Wait for the child, and kill it where it stands still. Returns the id of the operation that it died of."""
+    """Wait for the child, and kill it where it stands still. Returns the id of the operation that it died of.
+
+    One that hears nothing from the database any more is killed, too, after CHILD_SECONDS_MAX, and no operation blamed.
+    """
     last, since = b"", time.monotonic()
+    deadline = time.monotonic() + CHILD_SECONDS_MAX
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         now = deciding[:]
@@ -54,6 +59,9 @@ def wait_for(child: int, deciding: mmap.mmap) -> str | None:
         if now != last:
             last, since = now, time.monotonic()
         elif any(now) and time.monotonic() - since > DECISION_SECONDS_MAX:
+            os.kill(child, signal.SIGKILL)
+        elif not any(now) and time.monotonic() > deadline:
+            log.error("sweep_took_too_long", seconds=CHILD_SECONDS_MAX)
             os.kill(child, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
 
