@@ -55,6 +55,7 @@ class Cluster:
     def start(self) -> None:
         """Bring everything up on empty data. Raises CannotStart."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
+        self._clear_away()
         shutil.rmtree((self.data_dir / "postgres").resolve(), ignore_errors=True)
         shutil.rmtree(self.data_dir / "log", ignore_errors=True)
         (self.data_dir / "log").mkdir()
@@ -83,6 +84,16 @@ class Cluster:
             self._add(Process(name, ["/bin/sh", "-c", f"exec {command}"], environment, self.log(name)))
         self.links["client>api"] = self.network.link("client>api", int(self.environment["PORT"]))
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def _clear_away(self) -> None:
+        """What a killed harness left behind in the same directory: processes, and the disk of the log."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("DATA_DIR") == str(self.data_dir):
+                    process.kill()
+        log = (self.data_dir / "postgres").resolve() / "pg_wal"
+        if log.is_mount():
+            subprocess.run(["umount", "--lazy", str(log)], capture_output=True)
 
     def _start_servers(self) -> None:
         postgres = servers.postgres(self.data_dir, 0)
@@ -217,8 +228,8 @@ class Cluster:
                         self.signal(group(process.running.pid), signal.SIGKILL)
                     stop_group(process.running.pid, process.name)
                     process.running.wait()
-        self.engine.dispose()
-        self.redis.close()
+        if hasattr(self, "engine"):
+            self.engine.dispose()
         if self.log_disk:
             subprocess.run(["umount", str(self.log_disk)], capture_output=True)
 

@@ -67,10 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.machines:
         print(machines.run(arguments.machines))
         return 0
-    if not shutil.which("wrk"):
-        raise CannotStart("wrk is missing: install it (Debian: apt-get install wrk).")
-    if "latency" in arguments.parts and "single" not in arguments.parts:
-        raise CannotStart("latency is measured at a share of single: add single to --parts.")
+    require(arguments)
     if arguments.growth:
         print(growth.table(growth.run(arguments.seconds, arguments.rounds, tuple(arguments.sizes))))
         return 0
@@ -92,6 +89,14 @@ def main(arguments: argparse.Namespace) -> int:
         bench.engine.dispose()
         bench.stack.stop()
     return 0
+
+
+def require(arguments: argparse.Namespace) -> None:
+    """Raise CannotStart where something is missing."""
+    if not shutil.which("wrk"):
+        raise CannotStart("wrk is missing: install it (Debian: apt-get install wrk).")
+    if "latency" in arguments.parts and "single" not in arguments.parts:
+        raise CannotStart("latency is measured at a share of single: add single to --parts.")
 
 
 def overloaded(bench: Bench, seconds: int) -> int:
