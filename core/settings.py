@@ -9,6 +9,8 @@ import msgspec
 from core.privileges import API_ROLE
 
 LANES_MAX = 1024
+SECRET_KEY_LETTERS_MIN = 10  # a random one of hexadecimal digits has more
+EXAMPLES = ("changeme", "change-me", "change_me", "secret", "password", "example", "insecure", "12345678")
 SECRET_KEY_BYTES_MIN = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash.
 
 DatabaseUrl = Annotated[str, msgspec.Meta(pattern=r"^postgres(ql)?(\+psycopg2)?://")]
@@ -61,9 +63,20 @@ def load(environment: Mapping[str, str] = os.environ) -> Settings:
         settings = msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(f"environment: {error}. See .env.example for every variable.") from None
-    if len(settings.secret_key.encode()) < SECRET_KEY_BYTES_MIN:
+    if weakness := weakness_of(settings.secret_key):
         raise SettingsError(
-            f"environment: SECRET_KEY is shorter than {SECRET_KEY_BYTES_MIN} bytes. "
+            f"environment: SECRET_KEY {weakness}. "
             "Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
         )
     return settings
+
+
+def weakness_of(secret_key: str) -> str | None:
+    """Why a secret is none, or None: too short, too plain, or one that stands in documents."""
+    if len(secret_key.encode()) < SECRET_KEY_BYTES_MIN:
+        return f"is shorter than {SECRET_KEY_BYTES_MIN} bytes"
+    if len(set(secret_key)) < SECRET_KEY_LETTERS_MIN:
+        return f"has fewer than {SECRET_KEY_LETTERS_MIN} different characters"
+    if any(word in secret_key.lower() for word in EXAMPLES):
+        return "looks like an example"
+    return None

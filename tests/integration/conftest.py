@@ -51,7 +51,12 @@ class Bank:
         """A new user on one of this many lanes."""
         self._users += 1
         name = name or f"user-{self._users}"
-        given = {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://", "SECRET_KEY": "k" * 32, "LANES": str(lanes)}
+        given = {
+            "DATABASE_URL": "postgresql://",
+            "REDIS_URL": "redis://",
+            "SECRET_KEY": "abcdefghijklmnop" * 2,
+            "LANES": str(lanes),
+        }
         with self.engine.begin() as connection:
             user_id = insert_user(connection, settings.load(given), name, None, None)
         [(lane, account_id)] = self.rows(

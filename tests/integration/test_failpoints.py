@@ -200,7 +200,7 @@ def new_case(bank: Bank) -> Case:
         id=service,
         price=PRICE,
     )
-    given = {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://", "SECRET_KEY": "k" * 32}
+    given = {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://", "SECRET_KEY": "abcdefghijklmnop" * 2}
     with bank.engine.begin() as connection:
         sessions.open_session(connection, settings.load(given), sender.id)
     [(session,)] = bank.rows("SELECT id FROM sessions WHERE user_id = :id", id=sender.id)

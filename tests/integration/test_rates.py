@@ -66,7 +66,7 @@ def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
     return os.environ | {
         "DATABASE_URL": database_url,
         "REDIS_URL": "redis://127.0.0.1:1/0",
-        "SECRET_KEY": "k" * 32,
+        "SECRET_KEY": "abcdefghijklmnop" * 2,
         "LANES": str(LANES),
         "DATA_DIR": str(tmp_path),
         "RATES_URL": f"http://{LOOPBACK}:{free_port(0)}/",

@@ -10,13 +10,21 @@ from core.settings import SECRET_KEY_BYTES_MIN, Settings, SettingsError, load
 GIVEN = {
     "DATABASE_URL": "postgresql://kassa:hunter2@db/kassa",
     "REDIS_URL": "redis://:hunter2@broker/0",
-    "SECRET_KEY": "k" * SECRET_KEY_BYTES_MIN,
+    "SECRET_KEY": "abcdefghijklmnop" * (SECRET_KEY_BYTES_MIN // 16),
 }
 WRONG = {
     "DATABASE_URL": ["mysql://kassa:hunter2@db/kassa", "hunter2", "x\npostgresql://hunter2"],
     "REDIS_URL": ["http://:hunter2@broker", "hunter2:6379"],
     "BROKER_URL": ["http://:hunter2@broker", "hunter2:5672"],
-    "SECRET_KEY": ["hunter2", "k" * (SECRET_KEY_BYTES_MIN - 1)],
+    "SECRET_KEY": [
+        "hunter2",
+        "abcdefghijklmnop" * (SECRET_KEY_BYTES_MIN // 16 - 1) + "abcdefghijklmno",
+        "k" * 64,
+        "0123456789" * 6,
+        "django-insecure-abcdefghijklmnopqrstuvwxyz",
+        "please-CHANGEME-please-abcdefghijklmnop",
+        "my-super-secret-key-that-nobody-guesses",
+    ],
     "LANES": ["0", "-1", "1025", "4.5", "many", "4,5"],
     "SELF_DEPOSIT": ["maybe", "yes", "2", "no"],
     "ACCESS_TOKEN_SECONDS": ["0", "-1", "1.5", "15m", "99999999999"],
@@ -80,7 +88,8 @@ def test_what_is_given_is_taken(name: str, value: str, field: str, expected: obj
 
 
 def test_the_secret_is_measured_in_bytes_and_the_refusal_says_how_to_make_one():
-    assert load({**GIVEN, "SECRET_KEY": "\u044f" * (SECRET_KEY_BYTES_MIN // 2)}).secret_key
+    letters = "".join(chr(ord("\u0430") + place) for place in range(SECRET_KEY_BYTES_MIN // 2))
+    assert load({**GIVEN, "SECRET_KEY": letters}).secret_key
     with pytest.raises(SettingsError, match=r"secrets\.token_urlsafe"):
         load({**GIVEN, "SECRET_KEY": "k" * (SECRET_KEY_BYTES_MIN - 1)})
 
