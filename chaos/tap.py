@@ -13,14 +13,16 @@ from typing import Literal
 
 LOOPBACK = "127.0.0.1"
 When = Literal["before", "after"]
+BEGIN_HERE = "SELECT 'the tap counts from here'"
 READY = b"Z"  # PostgreSQL's word for: carried out, and ready for the next
 TERMINATE = b"X"
 
 
 @dataclass
 class Tap:
-    """Listens on `port`, leads to the server on `target`. `act` is called at statement `number`, counted from 0.
+    """Listens on `port`, leads to the server on `target`. `act` is called at statement `number`.
 
+    Statements are counted from 0, and only after one that is BEGIN_HERE: before it a connection is set up.
     act: returns whether the connection goes on; it may take its time.
     """
 
@@ -30,6 +32,7 @@ class Tap:
     act: Callable[[], bool] = lambda: True
     statements: list[str] = field(default_factory=list)
     port: int = 0
+    _counts: bool = False
 
     def __enter__(self) -> "Tap":
         self._listener = socket.create_server((LOOPBACK, 0))
@@ -81,8 +84,12 @@ class Tap:
         kind, message = read_message(client)
         strikes = False
         if kind == b"Q":
-            strikes = len(self.statements) == self.number
-            self.statements.append(message[5:-1].decode(errors="replace"))
+            statement = message[5:-1].decode(errors="replace")
+            if statement == BEGIN_HERE:
+                self._counts = True
+            elif self._counts:
+                strikes = len(self.statements) == self.number
+                self.statements.append(statement)
         if kind == TERMINATE or (strikes and self.when == "before" and not self.act()):
             return False
         server.sendall(message)

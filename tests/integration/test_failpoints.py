@@ -15,7 +15,7 @@ from typing import get_args
 import pytest
 import sqlalchemy as sa
 
-from chaos.tap import Tap, When
+from chaos.tap import BEGIN_HERE, Tap, When
 from core import acceptance, batches, db, sessions, settings
 from core.acceptance import Asker
 from core.gathering import Gathering
@@ -26,7 +26,7 @@ from tests.integration.conftest import Bank, User, until
 from worker.drain import drain
 
 ACTIONS = ("kill", "tear", "pause")
-PAUSE_SECONDS = 0.1
+PAUSE_SECONDS = 0.05
 PRICE, RICH = 10, 1_000
 
 
@@ -158,7 +158,10 @@ def play(bank: Bank, road: Road, tap: Tap, action: str) -> bool:
     if child == 0:
         code = 1
         try:
-            road.act(case, db.engine(url.render_as_string(hide_password=False), "failing", 2))
+            engine = db.engine(url.render_as_string(hide_password=False), "failing", 2)
+            with engine.connect() as connection:
+                connection.exec_driver_sql(BEGIN_HERE)
+            road.act(case, engine)
             code = 0
         finally:
             os._exit(code)
