@@ -41,6 +41,9 @@ bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 4 min
 chaos: .venv  ## put Kassa under faults, ROUNDS=300, and check all that its clients were told (some 45 minutes)
 	@exec ./kassa chaos --rounds $${ROUNDS:-300}
 
+failpoints: .venv  ## strike every statement of accepting and applying in every way, and name each case (some 4 minutes)
+	@FAILPOINTS=all $(BIN)/python -m pytest -q -s tests/integration/test_failpoints.py | grep -E "statement|passed|failed"
+
 mutants: .venv  ## show that the chaos has teeth: fifteen broken builds must each be caught (some 25 minutes)
 	@exec ./kassa chaos --mutants
 
@@ -58,4 +61,4 @@ audit: .venv-audit/installed  ## look for known vulnerabilities of what is pinne
 clean:  ## remove .venv and caches; the data in .data stays
 	rm -rf .venv .venv-fuzz .venv-audit .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help run test check model bench chaos mutants fuzz audit clean
+.PHONY: help run test check model bench chaos failpoints mutants fuzz audit clean

@@ -2,7 +2,8 @@
 long pause.
 
 Whatever happens, an operation is there whole or not at all, is applied once in the end, and the ledger reconciles.
-`pytest -s tests/integration/test_failpoints.py` names every case.
+`make failpoints` takes every case, and names it; otherwise each statement is struck in one way before and in another
+after it.
 """
 
 import os
@@ -139,8 +140,8 @@ def test_whatever_strikes_it_is_there_whole_or_not_at_all(bank: Bank, name: str)
     for expected in road.statements:
         assert any(expected in statement for statement in statements), f"{expected} is not among {statements}"
     for number, statement in enumerate(statements):
-        for when in get_args(When):
-            for action in ACTIONS:
+        for place, when in enumerate(get_args(When)):
+            for action in ACTIONS if os.environ.get("FAILPOINTS") == "all" else [ACTIONS[(number + place) % 3]]:
                 print(f"{name}: {action} {when} statement {number}: {statement.split()[:3]}")
                 with Tap(port_of(bank), number, when) as tap:
                     acknowledged = play(bank, road, tap, action)
