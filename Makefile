@@ -20,7 +20,7 @@ help:  ## explain the verbs
 run: .venv  ## run all of Kassa on this machine: api on :8000, admin on :8001, Flower on :5555; Ctrl-C stops it
 	@exec ./kassa run
 
-test: .venv  ## run the whole suite on a private PostgreSQL and Redis (some 3 minutes)
+test: .venv  ## run the whole suite on a private PostgreSQL and Redis (some 8 minutes)
 	@$(BIN)/python -m pytest
 
 check: .venv  ## lint, types, import rules, schema against migrations, Dockerfiles and compose file
@@ -35,7 +35,7 @@ check: .venv  ## lint, types, import rules, schema against migrations, Dockerfil
 model: .venv  ## play new sequences of steps against a ledger in dicts, MODEL_SEQUENCES=100000 (some 60 minutes)
 	@MODEL_SEQUENCES=$${MODEL_SEQUENCES:-100000} $(BIN)/python -m pytest -q -s tests/model
 
-bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 4 minutes; needs wrk)
+bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 5 minutes; needs wrk)
 	@exec ./kassa bench
 
 chaos: .venv  ## put Kassa under faults, ROUNDS=300, and check all that its clients were told (some 45 minutes)
