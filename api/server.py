@@ -22,6 +22,7 @@ from api.errors import PROBLEM_JSON, STATUS_CODES, problem
 
 CLIENT_PAUSE_SECONDS_MAX = 10  # a client that neither sends nor takes anything for so long is given up
 LINGER_SECONDS_MAX = 1
+LAST_REQUEST_SECONDS_MAX = 0.5  # for a request that was sent before its client could know that we stop
 CONNECT_SECONDS_MAX = 3  # as core.db.TCP says; libpq keeps to it only where it may block
 ANSWER_SECONDS_MAX = 20  # longer than any statement may take (core.db.SESSION)
 
@@ -44,7 +45,7 @@ class Worker(GeventWorker):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.between_requests: set[gevent.Greenlet] = set()
+        self.between_requests: set[BetweenRequests] = set()
 
     def patch(self) -> None:
         """Have everything that waits, psycopg2 included, let others work meanwhile."""
@@ -64,7 +65,8 @@ class Worker(GeventWorker):
     def handle_exit(self, signal: int, frame: FrameType | None) -> None:
         """Finish the requests that are under way, and close the connections that have none."""
         super().handle_exit(signal, frame)
-        gevent.spawn(gevent.killall, list(self.between_requests), block=False)
+        for connection in list(self.between_requests):
+            gevent.get_hub().loop.run_callback(connection.close)
 
     def handle_error(self, request: Any, client: Any, address: Any, error: BaseException) -> None:
         """Answer a request that could not be parsed, and have the connection closed."""
@@ -97,15 +99,20 @@ class BetweenRequests:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.greenlet = gevent.getcurrent()
-        self.timeout = gevent.Timeout(worker.cfg.keepalive)
+        self.timeout = gevent.Timeout(worker.cfg.keepalive if worker.alive else LAST_REQUEST_SECONDS_MAX)
 
     def __enter__(self) -> None:
-        self.worker.between_requests.add(self.greenlet)
+        self.worker.between_requests.add(self)
         self.timeout.start()
+
+    def close(self) -> None:
+        """From the hub: end the connection, unless a request has begun meanwhile."""
+        if self in self.worker.between_requests:
+            self.greenlet.throw(gevent.GreenletExit)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         self.timeout.cancel()
-        self.worker.between_requests.discard(self.greenlet)
+        self.worker.between_requests.discard(self)
         return error is self.timeout or isinstance(error, gevent.GreenletExit)
 
 

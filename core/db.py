@@ -145,7 +145,26 @@ def engine(
 
 def autocommit(made: sa.Engine) -> sa.Engine:
     """The same pool, for work that is one statement: it saves the round trips of BEGIN and COMMIT."""
-    return made.execution_options(isolation_level="AUTOCOMMIT")
+    same = made.execution_options()
+    sa.event.listen(same, "engine_connect", commit_by_itself)
+    return same
+
+
+def commit_by_itself(connection: sa.Connection) -> None:
+    """Set autocommit until the connection goes back to its pool.
+
+    SQLAlchemy's own way talks to the server here and there, and where that is gone the pool is left without the
+    connection: a pool of one for ever.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if driver.autocommit:
+        return
+    try:
+        connection.info["commits_by_itself"] = driver.autocommit = True
+    except psycopg2.Error as error:
+        connection.invalidate()
+        connection.close()
+        raise as_sqlalchemy(error, "autocommit") from error
 
 
 def autocommit_engine(database_url: str, process: str, pool_size: int, role: str = "none") -> sa.Engine:
@@ -169,9 +188,14 @@ def never_connected(error: BaseException) -> bool:
     return NEVER_CONNECTED in getattr(error, "__notes__", ())
 
 
-def note_use(_connection: Any, record: Any) -> None:
-    """Remember when a connection went back to the pool."""
+def note_use(connection: Any, record: Any) -> None:
+    """Remember when a connection went back to the pool, and have it as it was."""
     record.info["used"] = time.monotonic()
+    if record.info.pop("commits_by_itself", False) and connection is not None and not connection.closed:
+        try:
+            connection.autocommit = False
+        except psycopg2.Error as error:
+            record.invalidate(error)
 
 
 def refuse_hung_up(connection: Any, record: Any, _proxy: object) -> None:

@@ -127,7 +127,11 @@ class Gathering:
             self._seats.append(seat)
             seat.leads, self._busy = not self._busy, True
         if not seat.leads:
-            seat.event.wait()
+            try:
+                seat.event.wait()
+            except BaseException:  # its request was given up: nobody may wait for it to lead
+                self._leave(seat)
+                raise
         if seat.leads:
             self._serve()
         if seat.error is not None:
@@ -143,12 +147,23 @@ class Gathering:
             self._store(group)
         finally:
             with self._lock:
-                self._busy = bool(self._seats)
-                if self._busy:
-                    self._seats[0].leads = True
-                    self._seats[0].event.set()
+                self._hand_on()
             for seat in group:
                 seat.event.set()
+
+    def _hand_on(self) -> None:
+        """Under the lock: let the first of those who wait lead."""
+        self._busy = bool(self._seats)
+        if self._busy:
+            self._seats[0].leads = True
+            self._seats[0].event.set()
+
+    def _leave(self, seat: Seat) -> None:
+        with self._lock:
+            if seat in self._seats:
+                self._seats.remove(seat)
+                if seat.leads:
+                    self._hand_on()
 
     def _store(self, group: list[Seat]) -> None:
         try:

@@ -68,3 +68,30 @@ def test_who_gets_no_connection_in_time_is_told_so_and_takes_none_later(servers:
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
     engine.dispose()
+
+
+def test_a_connection_that_breaks_in_use_is_no_loss_to_its_pool(bank: Bank, database_url: str):
+    engine = db.engine(database_url, "breaking", 1, pool_wait_seconds=0.2)
+    for _ in range(3):
+        with db.autocommit(engine).connect() as connection:
+            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            bank.execute("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        with db.autocommit(engine).connect() as connection:
+            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            bank.execute("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+            with pytest.raises(sa.exc.OperationalError):
+                connection.exec_driver_sql("SELECT 1")
+    engine.dispose()
+
+
+def test_what_commits_by_itself_does_so_until_it_is_given_back(bank: Bank, database_url: str):
+    engine = db.engine(database_url, "committing", 1)
+    with db.autocommit(engine).connect() as connection:
+        connection.exec_driver_sql("INSERT INTO lanes (id) VALUES (1001)")
+        assert bank.value("SELECT count(*) FROM lanes WHERE id = 1001") == 1
+    with engine.connect() as connection:
+        connection.exec_driver_sql("DELETE FROM lanes WHERE id = 1001")
+        assert bank.value("SELECT count(*) FROM lanes WHERE id = 1001") == 1
+    assert bank.value("SELECT count(*) FROM lanes WHERE id = 1001") == 1
+    bank.execute("DELETE FROM lanes WHERE id = 1001")
+    engine.dispose()
