@@ -76,6 +76,7 @@ def test_a_connection_that_breaks_in_use_is_no_loss_to_its_pool(bank: Bank, data
         with db.autocommit(engine).connect() as connection:
             pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
             bank.execute("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        time.sleep(1.5 * db.IDLE_SECONDS_MAX)  # then it is looked at before it is used
         with db.autocommit(engine).connect() as connection:
             pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
             bank.execute("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
