@@ -123,7 +123,6 @@ def test_nothing_is_let_in_behind_what_has_waited_too_long(kassa: Kassa, narrow:
 
 def test_a_storm_of_retries_that_do_not_wait_harms_nobody(kassa: Kassa, narrow: str):
     alice, stormy = kassa.user(), [kassa.user() for _ in range(5)]
-    over = time.monotonic() + 4
 
     def storm(number: int) -> Counter[int]:
         seen: Counter[int] = Counter()
@@ -135,6 +134,8 @@ def test_a_storm_of_retries_that_do_not_wait_harms_nobody(kassa: Kassa, narrow: 
         return seen
 
     with nobody_applies(kassa), ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: deposit(narrow, stormy[number % 5]), range(PENDING_MAX)))
+        over = time.monotonic() + 4
         storms = [pool.submit(storm, number) for number in range(16)]
         slowest = 0.0
         while time.monotonic() < over:
