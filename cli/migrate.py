@@ -21,7 +21,7 @@ def main(_arguments: argparse.Namespace) -> int:
     configuration = settings.load()
     engine = db.engine(configuration.database_url, "migrate", 1)
     wait_for(engine)
-    migrate(engine, configuration.lanes)
+    migrate(engine, configuration.lanes, configuration.api_role)
     print("The database has this version's schema.")
     return 0
 
@@ -39,8 +39,8 @@ def wait_for(engine: sa.Engine, seconds: float = CONNECT_SECONDS) -> None:
             time.sleep(0.1)
 
 
-def migrate(engine: sa.Engine, lane_count: int) -> None:
-    """Run what is missing of the migrations in one transaction."""
+def migrate(engine: sa.Engine, lane_count: int, api_role: str = privileges.API_ROLE) -> None:
+    """Run what is missing of the migrations in one transaction, and say what the API may do."""
     with engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7238001)")  # two at once: one waits
@@ -49,5 +49,5 @@ def migrate(engine: sa.Engine, lane_count: int) -> None:
         command.upgrade(config, "head")
         lanes.ensure(connection, lane_count)
         rates.load_snapshot_if_empty(connection)
-        privileges.grant(connection)
+        privileges.grant(connection, api_role)
     sys.stdout.flush()

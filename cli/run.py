@@ -82,7 +82,7 @@ def start(stack: Stack) -> None:
         wait_for(engine)
     except sa.exc.OperationalError as error:
         raise CannotStart(f"the database does not answer: {error.orig}") from None
-    migrate(engine, configuration.lanes)
+    migrate(engine, configuration.lanes, configuration.api_role)
     stack.say("starting the processes ...")
     stack.start_processes()
     for name, is_ready in checks(environment, engine).items():
