@@ -1,11 +1,13 @@
 """Registration, passwords, sessions; and who may call what."""
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 import falcon
+import sqlalchemy as sa
 import structlog
 
 from api.dependencies import Dependencies
@@ -67,19 +69,26 @@ def read_bearer(dependencies: Dependencies, request: falcon.Request) -> Bearer:
     return bearer
 
 
-def require(dependencies: Dependencies, request: falcon.Request, roles: Collection[str]) -> identity.Caller:
-    """The caller of a request, if the session lasts and the role is one of these. Raises Refusal."""
-    caller = authenticate(dependencies, request)
+def require(
+    dependencies: Dependencies, request: falcon.Request, roles: Collection[str], connection: sa.Connection | None = None
+) -> identity.Caller:
+    """The caller of a request, if the session lasts and the role is one of these. Raises Refusal.
+
+    connection: of who holds one already. To wait for a second one would be to wait for others who do the same.
+    """
+    caller = authenticate(dependencies, request, connection)
     if caller.role not in roles:
         raise Refusal("forbidden", "Your role does not allow this.")
     return caller
 
 
-def authenticate(dependencies: Dependencies, request: falcon.Request) -> identity.Caller:
+def authenticate(
+    dependencies: Dependencies, request: falcon.Request, connection: sa.Connection | None = None
+) -> identity.Caller:
     """The caller of a request, kept in `request.context.caller`. Raises Refusal: missing_token, invalid_token."""
     bearer = read_bearer(dependencies, request)
-    with dependencies.reader.connect() as connection:
-        request.context.caller = identity.caller(connection, bearer.session_id, bearer.user_id)
+    with nullcontext(connection) if connection is not None else dependencies.reader.connect() as held:
+        request.context.caller = identity.caller(held, bearer.session_id, bearer.user_id)
     caller: identity.Caller = request.context.caller
     return caller
 

@@ -45,7 +45,9 @@ class Operations:
         asker = Asker(
             bearer.session_id,
             roles_that_may_ask(self.dependencies, asked),
-            lambda: require_may_ask(self.dependencies, require(self.dependencies, request, MAY_ASK), asked),
+            lambda connection: require_may_ask(
+                self.dependencies, require(self.dependencies, request, MAY_ASK, connection), asked
+            ),
         )
         accepted = self.dependencies.gathering.accept(asked, asker)
         request.context.stored = True

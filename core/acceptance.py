@@ -99,7 +99,7 @@ class Asker:
 
     session_id: str
     roles: Sequence[str]
-    require: Callable[[], None]
+    require: Callable[[sa.Connection], None]
 
 
 def accept(
@@ -118,7 +118,7 @@ def accept(
         if row is not None:
             return Accepted(row, replayed=False)
         if asker:
-            asker.require()
+            asker.require(connection)
         if replayed := replay(connection, command, request_hash):
             return replayed
         if refusal := bounds.refusal or explain(connection, command, bounds):

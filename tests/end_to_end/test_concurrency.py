@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
 
-from tests.end_to_end.conftest import Answer, Kassa
+import httpx
+
+from tests.end_to_end.conftest import Answer, Kassa, User
 
 
 def at_once(calls: list[Callable[[], Answer]]) -> list[Answer]:
@@ -76,6 +78,21 @@ def test_retries_and_drains_do_not_wait_for_each_other(kassa: Kassa):
     assert set(statuses) == {202}
     seq = alice.operate(type="deposit", amount=1).json()["seq"]
     assert (seq, alice.balance()) == (151, 151)
+
+
+def test_many_retries_at_once_are_all_served_and_keep_nobody_waiting(kassa: Kassa):
+    """More users than the API has connections repeat what is stored: none may hold one and wait for another."""
+    users = [kassa.user() for _ in range(48)]
+    stored = [user.operate(type="deposit", amount=5, key="stored").json()["id"] for user in users]
+
+    def retry(user: User) -> list[tuple[int, str | None]]:
+        with httpx.Client(base_url=kassa.url, headers=user.headers | {"Idempotency-Key": "stored"}, timeout=20) as http:
+            answers = [http.post("/v1/operations", json={"type": "deposit", "amount": 5}) for _ in range(5)]
+        return [(answer.status_code, answer.json().get("id")) for answer in answers]
+
+    with ThreadPoolExecutor(len(users)) as pool:
+        retried = list(pool.map(retry, users))
+    assert retried == [[(202, operation)] * 5 for operation in stored]
 
 
 def test_seq_is_gapless_and_in_the_order_of_acceptance(kassa: Kassa):

@@ -57,7 +57,7 @@ def alone(case: Case, engine: sa.Engine) -> None:
 def group(case: Case, engine: sa.Engine) -> None:
     reader = db.autocommit(engine)
     limits = Limits(reader, engine, user_pending=100, pending=100_000, pending_seconds=60)
-    asker = Asker(case.session, ("user",), lambda: None)
+    asker = Asker(case.session, ("user",), lambda _: None)
     command = case.command("transfer", to_user_id=case.receiver.id, idempotency_key=case.key)
     Gathering(reader, limits).accept(command, asker)
 
@@ -65,7 +65,7 @@ def group(case: Case, engine: sa.Engine) -> None:
 def group_near_the_limit(case: Case, engine: sa.Engine) -> None:
     reader = db.autocommit(engine)
     limits = Limits(reader, engine, user_pending=100, pending=50, pending_seconds=60)
-    asker = Asker(case.session, ("user",), lambda: None)
+    asker = Asker(case.session, ("user",), lambda _: None)
     Gathering(reader, limits).accept(case.command("deposit", idempotency_key=case.key), asker)
 
 
