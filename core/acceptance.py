@@ -22,6 +22,7 @@ from core.db import Prepared
 from core.errors import Refusal
 from core.ids import new_id
 from core.limits import Bounds
+from core.metrics import REFUSED
 from core.operations import Command
 from core.services import Quote
 
@@ -121,7 +122,10 @@ def accept(
             asker.require(connection)
         if replayed := replay(connection, command, request_hash):
             return replayed
-        if refusal := bounds.refusal or explain(connection, command, bounds):
+        if bounds.refusal:
+            REFUSED.labels("overloaded").inc()
+            raise bounds.refusal
+        if refusal := explain(connection, command, bounds):
             raise refusal
     raise Refusal("price_changed", "What is asked for is being changed right now: ask again.")
 
@@ -223,6 +227,15 @@ def constraint_of(error: IntegrityError) -> str | None:
     return diagnosis.constraint_name if diagnosis else None
 
 
+def repeat(connection: sa.Connection, command: Command, asker: Asker) -> Accepted | None:
+    """What was stored under the command's key, without storing anything, or None.
+
+    Raises Refusal: what the asker lacks, idempotency_key_reused.
+    """
+    asker.require(connection)
+    return replay(connection, command, hash_of(command))
+
+
 def replay(connection: sa.Connection, command: Command, request_hash: bytes) -> Accepted | None:
     """The operation that this user's key already stands for, or None. Raises Refusal if it was another request."""
     if command.idempotency_key is None:
@@ -299,6 +312,7 @@ def has_too_many_pending(connection: sa.Connection, user_id: str, bounds: Bounds
 
 def too_many_pending(bounds: Bounds) -> Refusal:
     """The refusal for a user who has too much unfinished."""
+    REFUSED.labels("too_many_pending").inc()
     return Refusal(
         "too_many_pending",
         f"The user has {bounds.user_pending_max} unfinished operations: wait until some are finished.",

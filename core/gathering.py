@@ -110,6 +110,10 @@ class Gathering:
 
     def accept(self, command: Command, asker: Asker) -> Accepted:
         """Store an operation durably, together with others where possible. Raises what `acceptance.accept` does."""
+        if command.idempotency_key is not None and self._limits.is_near():
+            with self._reader.connect() as connection:
+                if repeated := acceptance.repeat(connection, command, asker):
+                    return repeated
         if command.service_id is None:
             row = self._together(Seat(command, asker))
             if row is not None:

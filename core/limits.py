@@ -21,6 +21,7 @@ from core.errors import Refusal
 from core.metrics import REFUSED
 
 LOOK_SECONDS = 0.5
+RECENT_SECONDS = 2  # what was seen longer ago says nothing about now
 NEAR_SHARE, NEAR_OPERATIONS = 0.1, 10_000  # so close to the limit everybody counts; more than come in between two looks
 RETRY_SECONDS_MAX = 60
 ENOUGH = 0.9  # of the limit: when so much is left, it is worth asking again
@@ -73,14 +74,14 @@ class Limits:
         self._engine = engine
         self._pending_max = pending
         self._pending_seconds_max = pending_seconds
-        self._load = Load()
+        self._load = Load(pending=pending - 1)  # all count until it has been seen
         self._looking = threading.Lock()
 
     @contextmanager
     def admission(self, wanted: int) -> Iterator[tuple[sa.Connection, int]]:
         """A connection to store operations by one statement, and how many of the wanted may be stored there."""
         self._look_now_and_then()
-        if self._load.oldest_seconds > self._pending_seconds_max:
+        if self._is_full():
             with self._reader.connect() as connection:
                 yield connection, 0
         elif self._load.pending + self._load.let_in + wanted <= self._far():
@@ -95,9 +96,8 @@ class Limits:
         """In the transaction that is to store them: raise Refusal overloaded unless all the wanted may be stored."""
         self._look_now_and_then()
         crowded = self._load.pending + self._load.let_in + wanted > self._far()
-        if self._load.oldest_seconds > self._pending_seconds_max or (
-            crowded and wanted > self._counted_room(connection)
-        ):
+        if self._is_full() or (crowded and wanted > self._counted_room(connection)):
+            REFUSED.labels("overloaded").inc(wanted)
             raise self.refusal()
         self._load.let_in += wanted
 
@@ -107,7 +107,6 @@ class Limits:
 
     def refusal(self) -> Refusal:
         """For whoever finds no room."""
-        REFUSED.labels("overloaded").inc()
         seconds = self.retry_after_seconds()
         return Refusal("overloaded", f"Too much is waiting: ask again in {seconds} s.", retry_after_seconds=seconds)
 
@@ -119,6 +118,14 @@ class Limits:
         if self._load.finished_per_second < 1:
             return RETRY_SECONDS_MAX
         return max(1, min(RETRY_SECONDS_MAX, round(excess / self._load.finished_per_second)))
+
+    def is_near(self) -> bool:
+        """Whether everybody counts, or is refused: retries of what is stored had better not queue up for that."""
+        return self._is_full() or self._load.pending + self._load.let_in >= self._far()
+
+    def _is_full(self) -> bool:
+        """Whether there was no room a moment ago: then nobody counts again, or waits for those who do."""
+        return self._load.pending >= self._pending_max or self._load.oldest_seconds > self._pending_seconds_max
 
     def _far(self) -> float:
         """Up to here nobody needs to count."""
@@ -142,10 +149,16 @@ class Limits:
             self._looking.release()
 
     def _look(self) -> None:
+        """Others go on meanwhile, by what was seen before; if that was long ago, they count."""
         before, now = self._load, time.monotonic()
-        self._load = Load(now, before.pending + before.let_in, before.finished, 0.0, before.finished_per_second)
+        recent = now - before.at < RECENT_SECONDS
+        self._load = Load(now, self._pending_max - 1, before.finished)
+        if recent:
+            self._load.pending, self._load.oldest_seconds = before.pending + before.let_in, before.oldest_seconds
+            self._load.finished_per_second = before.finished_per_second
         with self._reader.connect() as connection:
             found = LOAD.row(connection, (self._pending_max + 1,))
         self._load.pending, self._load.finished = found.pending, found.finished
         self._load.oldest_seconds = found.oldest_seconds
-        self._load.finished_per_second = max(0, found.finished - before.finished) / (now - before.at)
+        if recent:
+            self._load.finished_per_second = max(0, found.finished - before.finished) / (now - before.at)

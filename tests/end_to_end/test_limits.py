@@ -14,6 +14,7 @@ import pytest
 from cli.run import answers
 from cli.servers import LOOPBACK, free_port
 from cli.stack import Process, procfile, stop_group
+from core.limits import ONE_COUNTS
 from tests.end_to_end.conftest import Kassa, User, until
 
 PENDING_MAX, USER_PENDING_MAX, PENDING_SECONDS_MAX = 120, 30, 10
@@ -55,6 +56,14 @@ def nobody_applies(kassa: Kassa) -> Iterator[None]:
     finally:
         for name in ("worker", "sweeper"):
             kassa.signal(name, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def somebody_counts(kassa: Kassa) -> Iterator[None]:
+    """Somebody takes very long to count what waits."""
+    with kassa.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (ONE_COUNTS,))
+        yield
 
 
 def deposit(url: str, user: User, key: str = "", amount: int = 1) -> httpx.Response:
@@ -107,6 +116,11 @@ def test_exactly_so_many_wait_and_then_they_are_applied_in_order(kassa: Kassa, n
         assert again.headers["Idempotency-Replayed"] == "true"
         for path in ("/v1/balance", f"/v1/operations/{receipt.json()['id']}", "/v1/operations"):
             assert httpx.get(f"{narrow}{path}", headers=happy.headers).status_code == 200, "reads are served"
+        with somebody_counts(kassa):
+            for _ in range(8):
+                started = time.monotonic()
+                assert deposit(narrow, user).json()["code"] == "overloaded"
+                assert time.monotonic() - started < PATIENT_SECONDS, "who is refused waits for nobody"
     until(lambda: kassa.pending() == 0)
     assert sum(user.balance() for user in users) == PENDING_MAX
     until(lambda: deposit(narrow, user, key).status_code == 202)
@@ -119,6 +133,16 @@ def test_nothing_is_let_in_behind_what_has_waited_too_long(kassa: Kassa, narrow:
         until(lambda: deposit(narrow, alice).json().get("code") == "overloaded", PENDING_SECONDS_MAX + 2)
         assert alice.get("/v1/balance").json()["pending_operations"] >= 1
     until(lambda: deposit(narrow, alice).status_code == 202)
+
+
+def test_a_retry_does_not_wait_for_those_who_count(kassa: Kassa, narrow: str):
+    alice = kassa.user()
+    stored = deposit(narrow, alice, "stored").json()["id"]
+    with somebody_counts(kassa):
+        for _ in range(8):
+            started = time.monotonic()
+            assert deposit(narrow, alice, "stored").json()["id"] == stored
+            assert time.monotonic() - started < PATIENT_SECONDS
 
 
 def test_a_storm_of_retries_that_do_not_wait_harms_nobody(kassa: Kassa, narrow: str):
