@@ -20,7 +20,7 @@ help:  ## explain the verbs
 run: .venv  ## run all of Kassa on this machine: api on :8000, admin on :8001, Flower on :5555; Ctrl-C stops it
 	@exec ./kassa run
 
-test: .venv  ## run the whole suite on a private PostgreSQL and Redis (some 8 minutes)
+test: .venv  ## run the whole suite on a private PostgreSQL and Redis (some 10 minutes)
 	@$(BIN)/python -m pytest
 
 check: .venv  ## lint, types, import rules, schema against migrations, Dockerfiles and compose file
