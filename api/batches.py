@@ -1,5 +1,6 @@
 """Handing in many operations at once, and asking what became of them."""
 
+import time
 from collections import Counter
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,7 @@ from core.metrics import ACCEPTED
 from core.operations import Command
 
 BATCH_BYTES_MAX = 8 * 1024 * 1024
+REFUSED_SECONDS = 0.5
 
 
 class Batches:
@@ -31,12 +33,13 @@ class Batches:
     @allowed(*MAY_ASK)
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Accept each operation of a batch for itself, all of them durably in one transaction."""
+        caller: Caller = request.context.caller
+        key = idempotency_key(request)
+        self._require_hope(caller, key)
         body: NewBatch = read_json(request, NewBatch, BATCH_BYTES_MAX)
         if body.atomic:
             detail = "Each operation of a batch is accepted and applied for itself: leave `atomic` out."
             raise Refusal("atomic_not_supported", detail, pointer="/atomic")
-        caller: Caller = request.context.caller
-        key = idempotency_key(request)
         commands, invalid = self._commands(request, body)
         header = batches.Header(caller.id, key, request.context.request_id)
         stored = self._store(commands, invalid, header)
@@ -52,6 +55,20 @@ class Batches:
         response.set_header("Retry-After", RETRY_AFTER_SECONDS)
         if stored.replayed:
             response.set_header("Idempotency-Replayed", "true")
+
+    def _require_hope(self, caller: Caller, key: str | None) -> None:
+        """Raise Refusal overloaded for a new batch where there is no room for any; not too soon, for who asks again
+        at once would have us do little else.
+        """
+        try:
+            self.dependencies.limits.require_hope()
+        except Refusal:
+            if key is not None:
+                with self.dependencies.reader.connect() as connection:
+                    if batches.is_known(connection, caller.id, key):
+                        return
+            time.sleep(REFUSED_SECONDS)
+            raise
 
     def _commands(
         self, request: falcon.Request, body: NewBatch

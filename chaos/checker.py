@@ -44,9 +44,8 @@ class Account:
 
 @dataclass
 class Checker:
-    """balances: of each user's account at the beginning. owner: account by user."""
+    """What is known from the rounds before, and what the round that is checked adds to it."""
 
-    account_of: dict[str, str]
     accounts: dict[str, Account] = field(default_factory=lambda: defaultdict(Account))
     asked: dict[str, Asked] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from chaos.proxy import Link, Network
 from cli import servers
 from cli.migrate import migrate, wait_for
-from cli.servers import LOOPBACK, CannotStart
+from cli.servers import CannotStart
 from cli.stack import ROOT, Process, group, procfile, stop_group
 from core import db, settings
 
@@ -47,7 +47,6 @@ class Cluster:
     processes: dict[str, Process] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     down: set[str] = field(default_factory=set)  # are not started again until they are up again
-    starts: dict[str, int] = field(default_factory=dict)
     log_disk: Path | None = None
     _over: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -248,6 +247,3 @@ def configuration(cluster: Cluster) -> settings.Settings:
     """The settings that the processes have."""
     direct = {"DATABASE_URL": cluster.database_url, "REDIS_URL": cluster.redis_url}
     return settings.load(cluster.environment | direct)
-
-
-__all__ = ["LOOPBACK", "Cluster", "configuration", "running"]

@@ -11,9 +11,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from chaos.cluster import LOOPBACK, Cluster, configuration
+from chaos.cluster import Cluster, configuration
 from chaos.history import Event, Item, ToldBalance, ToldOperation
 from chaos.poison import POISONS
+from cli.servers import LOOPBACK
 from core import accounts, identity, sessions
 from core.ids import new_id
 

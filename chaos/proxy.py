@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-LOOPBACK = "127.0.0.1"
+from cli.servers import LOOPBACK
+
 CHUNK = 64 * 1024
 Kind = Literal["pass", "refuse", "hang", "swallow_up", "swallow_down", "delay", "reset_after", "cut_at", "cut_answer"]
 

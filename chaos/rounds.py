@@ -13,10 +13,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from chaos import faults
 from chaos.checker import Checker, Violation
 from chaos.cluster import Cluster, running
-from chaos.faults import FAMILIES, Fault, Scene
+from chaos.faults import FAMILIES, Fault, Scene, missing
+from chaos.faults.fault import MOVES
 from chaos.history import Event, entries_after, keep, rows_after
 from chaos.load import Client, World, populate
 from chaos.proxy import network
@@ -117,7 +117,7 @@ def run(options: Options, say: Callable[[str], None]) -> Totals:
 
 def available(cluster: Cluster, options: Options, say: Callable[[str], None]) -> list[str]:
     """The families that were asked for and can be had."""
-    absent = dict(faults.missing(cluster))
+    absent = dict(missing(cluster))
     for name, why in absent.items():
         if name in options.families:
             say(f"left out: {name}, since {why}")
@@ -131,7 +131,7 @@ def begin_epoch(cluster: Cluster, world: World, number: int) -> Checker:
             connection.exec_driver_sql(statement)
         [[last]] = connection.exec_driver_sql("SELECT coalesce(nextval('apply_no'), 0)")
     world.epoch = f"{number}."
-    checker = Checker({user.id: user.account for user in world.users})
+    checker = Checker()
     checker.last_apply_no = last
     return checker
 
@@ -264,14 +264,14 @@ class Round:
     def _judge_pace(self, deadlocks: int) -> None:
         """No lane stood still for longer than promised, and nobody made others wait in a circle."""
         families = {fault.family for _, fault in self.faults}
-        promise = max((fault.promise for _, fault in self.faults), default=faults.MOVES) + STALL_ALLOWANCE_SECONDS
+        promise = max((fault.promise for _, fault in self.faults), default=MOVES) + STALL_ALLOWANCE_SECONDS
         if self.stall > promise:
             self.scene.problems.append(f"a lane stood still for {self.stall:.1f} s, and {promise:.0f} s are promised")
         if deadlocks > DEADLOCKS_MAX and "deadlock" not in families:
             self.scene.problems.append(f"{deadlocks} deadlocks in one round")
 
     def _settle_and_check(self) -> tuple[str, list[Violation]]:
-        promise = max((fault.promise for _, fault in self.faults), default=faults.MOVES)
+        promise = max((fault.promise for _, fault in self.faults), default=MOVES)
         broken: list[Violation] = []
         try:
             took = self._settle(promise + ALLOWANCE_SECONDS)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-LOOPBACK = "127.0.0.1"
+from cli.servers import LOOPBACK
+
 When = Literal["before", "after"]
 BEGIN_HERE = "SELECT 'the tap counts from here'"
 READY = b"Z"  # PostgreSQL's word for: carried out, and ready for the next

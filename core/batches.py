@@ -168,6 +168,12 @@ def insert(
         raise
 
 
+def is_known(connection: sa.Connection, requested_by: str, key: str) -> bool:
+    """Whether there is a batch under the key."""
+    query = "SELECT EXISTS (SELECT FROM batches WHERE requested_by = :by AND idempotency_key = :key)"
+    return bool(connection.execute(sa.text(query), {"by": requested_by, "key": key}).scalar_one())
+
+
 class Simultaneous(Exception):
     """Another request has just stored a batch under this key: undo everything, and ask again."""
 

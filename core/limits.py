@@ -76,6 +76,7 @@ class Limits:
         self._pending_seconds_max = pending_seconds
         self._load = Load(pending=pending - 1)  # all count until it has been seen
         self._looking = threading.Lock()
+        self._batches_wait = False
 
     @contextmanager
     def admission(self, wanted: int) -> Iterator[tuple[sa.Connection, int]]:
@@ -97,9 +98,20 @@ class Limits:
         self._look_now_and_then()
         crowded = self._load.pending + self._load.let_in + wanted > self._far()
         if self._is_full() or (crowded and wanted > self._counted_room(connection)):
+            self._batches_wait = True
             REFUSED.labels("overloaded").inc(wanted)
             raise self.refusal()
         self._load.let_in += wanted
+
+    def require_hope(self) -> None:
+        """Before a batch is read: raise Refusal overloaded if one found no room, and not enough has become free since.
+
+        To read and validate what is refused anyway would take from the workers what they need to make room.
+        """
+        self._look_now_and_then()
+        if self._batches_wait:
+            REFUSED.labels("overloaded").inc()
+            raise self.refusal()
 
     def bounds(self, room: int) -> Bounds:
         """For an acceptance for which there is so much room."""
@@ -160,5 +172,7 @@ class Limits:
             found = LOAD.row(connection, (self._pending_max + 1,))
         self._load.pending, self._load.finished = found.pending, found.finished
         self._load.oldest_seconds = found.oldest_seconds
+        if found.pending <= ENOUGH * self._pending_max and not self._is_full():
+            self._batches_wait = False
         if recent:
             self._load.finished_per_second = max(0, found.finished - before.finished) / (now - before.at)

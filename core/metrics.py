@@ -4,7 +4,9 @@ from prometheus_client import Counter, Histogram
 
 BELLS = Counter("kassa_doorbell_bells_total", "Doorbell rings by outcome: rung, coalesced, error.", ["outcome"])
 ACCEPTED = Counter("kassa_operations_accepted_total", "Operations accepted, by type.", ["type"])
-REFUSED = Counter("kassa_operations_refused_total", "Operations refused for overload, by code.", ["code"])
+REFUSED = Counter(
+    "kassa_operations_refused_total", "Operations, or batches unread, refused for overload, by code.", ["code"]
+)
 REQUESTS = Counter(
     "kassa_http_requests_total", "Requests answered, by method, route and status.", ["method", "route", "status"]
 )

@@ -37,7 +37,7 @@ class History:
 
     def rules_broken(self) -> set[str]:
         """The names of the rules that the checker finds broken."""
-        checker = Checker({"alice": ALICE, "bob": BOB})
+        checker = Checker()
         return {violation.rule for violation in checker.check(self.events, self.rows, self.entries)}
 
     def change(self, place: int, **changes: Any) -> None:
@@ -193,7 +193,7 @@ def test_poison_may_fail_and_what_was_taken_back_may_be_canceled():
 
 
 def test_rounds_follow_each_other():
-    history, checker = History(), Checker({"alice": ALICE, "bob": BOB})
+    history, checker = History(), Checker()
     assert checker.check(history.events, history.rows, history.entries) == []
     later = [Event("read", 20.0, 21.0, "ok", balances=[ToldBalance(BOB, 0, 0)])]
     assert [violation.rule for violation in checker.check(later, [], [])] == ["stale_read"]
@@ -201,7 +201,7 @@ def test_rounds_follow_each_other():
 
 def test_a_hundred_thousand_events_take_seconds():
     """The time is shown, and bounded only against what is quadratic."""
-    checker, events, rows, entries = Checker({"alice": ALICE}), [], [], []
+    checker, events, rows, entries = Checker(), [], [], []
     for number in range(1, 50_001):
         item, at = Item(str(number), "alice", "deposit", 1), number * 10.0
         events.append(submit(at, at + 1, item, str(number), "applied", number, ALICE, number, number))

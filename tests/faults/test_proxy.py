@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from chaos.proxy import LOOPBACK, PASS, Link, Mode, network
+from chaos.proxy import PASS, Link, Mode, network
+from cli.servers import LOOPBACK
 
 SOON = 0.3
 
