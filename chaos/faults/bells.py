@@ -9,7 +9,7 @@ from core.broker import celery_app, lane_queue
 
 QUEUES = [f"kassa:lane.{lane}" for lane in range(LANES)]
 DOUBLED = 1_000
-ASIDE = "lane.aside"  # a queue that nobody consumes
+ASIDE = LANES  # a lane that nobody works on
 FORGED: list[list[object]] = [[0], [99], [-1], ["0"], [None], [], [0, 0], [{"lane": 0}], [True]]
 OTHER_VERSION: list[tuple[str, list[object]]] = [
     ("drain_v2", [0]),
@@ -61,8 +61,8 @@ def bells(scene: Scene) -> Fault:
     def double() -> None:
         celery = celery_app(cluster.redis_url, [])
         for lane, queue in enumerate(QUEUES):
-            celery.send_task("drain", [lane], queue=ASIDE, retry=False)
-            bell = bells_of.lpop(f"kassa:{ASIDE}")
+            celery.send_task("drain", [lane], queue=lane_queue(ASIDE), retry=False)
+            bell = bells_of.lpop(f"kassa:lane.{ASIDE}")
             assert isinstance(bell, bytes)
             bells_of.lpush(queue, *[bell] * DOUBLED)
         celery.close()
