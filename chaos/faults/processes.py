@@ -20,6 +20,7 @@ from chaos.faults.fault import (
 LOCK_IN_HAND_SHARE = 0.35  # of the freezings
 FROZEN_WITH_LOCK_SECONDS = 12.5
 TRIES_TO_CATCH_A_LOCK = 100
+POSTGRES_ACTS = ["kill a backend", "freeze a backend", "kill the postmaster", "freeze all", "kill all"]
 
 
 def processes(scene: Scene) -> list[str]:
@@ -87,12 +88,14 @@ SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kassa-worker' AN
 
 def backend(scene: Scene) -> Fault:
     """A backend of PostgreSQL killed or frozen, or the whole server, or its postmaster alone."""
-    cluster, act = scene.cluster, scene.random.choice(["kill a backend", "freeze a backend", "freeze all", "kill all"])
+    cluster, act = scene.cluster, scene.random.choice(POSTGRES_ACTS)
     frozen: list[int] = []
 
     def pids() -> list[int]:
         if act.endswith("all"):
             return cluster.family("postgres")
+        if act.endswith("the postmaster"):
+            return cluster.family("postgres")[:1]
         with contextlib.suppress(sa.exc.SQLAlchemyError), cluster.engine.connect() as connection:
             query = "SELECT pid FROM pg_stat_activity WHERE application_name IN ('kassa-api', 'kassa-worker')"
             found = list(connection.exec_driver_sql(query).scalars())
