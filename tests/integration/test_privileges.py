@@ -69,3 +69,20 @@ def test_an_owner_who_may_not_make_roles_is_given_one(own: Own, superuser: sa.En
 def test_or_does_without(own: Own):
     url = own("NOCREATEROLE")
     assert migrated(url, NO_ROLE) == sa.make_url(url).username
+
+
+def test_or_has_a_login_of_its_own_from_which_nothing_leads_back(own: Own, superuser: sa.Engine):
+    url, role = own("CREATEROLE"), f"kassa_api_{next(numbers)}"
+    migrated(url, role)
+    with superuser.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role}_login LOGIN PASSWORD 'api' IN ROLE {role}")
+    own_url = sa.make_url(url).set(username=f"{role}_login", password="api")
+    api = db.engine(own_url.render_as_string(hide_password=False), "tests", 1, role=NO_ROLE)
+    try:
+        db.require_ready(api, 1)
+        with api.connect() as connection:
+            connection.exec_driver_sql("SET ROLE NONE")
+            with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+                connection.exec_driver_sql("UPDATE accounts SET balance = 1")
+    finally:
+        api.dispose()
