@@ -140,6 +140,11 @@ class Cluster:
         """A process's log."""
         return self.data_dir / "log" / f"{name}.log"
 
+    def logged(self, event: str) -> int:
+        """How often the workers and the sweeper have logged an event."""
+        names = [name for name in self.processes if name == "sweeper" or name.startswith("worker")]
+        return sum(self.log(name).read_text(errors="replace").count(f'"{event}"') for name in names)
+
     def _add(self, process: Process) -> None:
         process.start()
         self.processes[process.name] = process

@@ -36,6 +36,7 @@ SNAPSHOT_SECONDS = 1.0
 STILL_SECONDS = 0.3
 LOOK_SECONDS = 0.1
 GAP_SECONDS = 1.0
+GUARD = "batch_not_written"  # is logged where a check of the ledger or of the database refuses what a drain has decided
 DEADLOCKS_MAX = 5  # in a round; see docs/decisions/0008 for how one may lawfully come about
 
 EMPTY = """
@@ -201,6 +202,7 @@ class Round:
             threading.Thread(target=act, args=(watched,), daemon=True) for act in (self._watch, self._watch_lanes)
         ]
         deadlocks = self._deadlocks()
+        guarded = self.cluster.logged(GUARD)
         for thread in (*threads, *watchers):
             thread.start()
         self._act()
@@ -211,7 +213,10 @@ class Round:
         for thread in watchers:
             thread.join()
         self._judge_pace(self._deadlocks() - deadlocks)
-        return self._settle_and_check()
+        line, broken = self._settle_and_check()
+        if struck := self.cluster.logged(GUARD) - guarded:
+            broken.append(Violation("guarded", f"{struck} batches would have broken the ledger, had no guard refused"))
+        return line, broken
 
     def _act(self) -> None:
         """Let each fault happen at its instant, in a thread of its own: it may be held up by another."""
