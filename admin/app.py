@@ -84,6 +84,7 @@ def create_app() -> Starlette:
         configuration = settings.load()
         telemetry.configure(configuration.log_level)
         engine = db.engine(configuration.database_url, "admin", CONNECTIONS_MAX)
+        db.wait_for(engine)
         db.require_ready(engine, configuration.lanes)
     except (settings.SettingsError, NotReady, sa.exc.DBAPIError) as error:
         print(f"kassa admin: {error}", file=sys.stderr, flush=True)

@@ -82,6 +82,7 @@ def create_app() -> falcon.App:
         configuration = settings.load()
         telemetry.configure(configuration.log_level)
         dependencies = Dependencies.make(configuration)
+        db.wait_for(dependencies.engine)
         db.require_ready(dependencies.engine, configuration.lanes)
     except (settings.SettingsError, NotReady, sa.exc.DBAPIError) as error:
         print(f"kassa api: {error}", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import sqlalchemy as sa
 
-from cli.migrate import migrate, wait_for
+from cli.migrate import migrate
 from cli.run import checks, wait_until_ready
 from cli.servers import LOOPBACK, CannotStart, free_port
 from cli.stack import ROOT, Stack
@@ -56,7 +56,7 @@ def start(seconds: int, users: int, name: str = "bench", *, fresh: bool = True) 
     stack.start_servers()
     configuration = settings.load(environment)
     engine = db.engine(configuration.database_url, "bench", 4)
-    wait_for(engine)
+    db.wait_for(engine)
     migrate(engine, configuration.lanes)
     stack.start_processes()
     for name, is_ready in checks(environment, engine).items():

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from chaos.proxy import Link, Network
 from cli import servers
-from cli.migrate import migrate, wait_for
+from cli.migrate import migrate
 from cli.servers import CannotStart
 from cli.stack import ROOT, Process, group, procfile, stop_group
 from core import db, settings
@@ -76,7 +76,7 @@ class Cluster:
         }
         self._start_servers()
         self.engine = db.engine(self.database_url, "chaos", 6, lock_timeout="20s")
-        wait_for(self.engine)
+        db.wait_for(self.engine)
         migrate(self.engine, LANES)
         for name, command, needs in self._commands():
             environment = self.environment | {variable: self._through(name, target) for variable, target in needs}

@@ -34,6 +34,7 @@ STALL_ALLOWANCE_SECONDS = 5.0  # beyond the promise, for a lane to move
 EPOCH_ROUNDS = 20  # then the database is emptied, so that each check stays quick
 SNAPSHOT_SECONDS = 1.0
 STILL_SECONDS = 0.3
+POSTGRES_SECONDS_MAX = 90.0  # for PostgreSQL to come back, and all the rest
 LOOK_SECONDS = 0.1
 GAP_SECONDS = 1.0
 GUARD = "batch_not_written"  # is logged where a check of the ledger or of the database refuses what a drain has decided
@@ -289,15 +290,21 @@ class Round:
         return self._line(took), broken
 
     def _settle(self, seconds: float) -> float:
-        """Wait until everything is finished and Kassa serves again. Returns the seconds it took. Raises Late."""
-        started = time.monotonic()
+        """Wait until everything is finished and Kassa serves again, so long from when PostgreSQL is back.
+
+        Returns the seconds it took. Raises Late.
+        """
+        started = back = time.monotonic()
         still_since = None
         served = False
         while still_since is None or time.monotonic() - still_since < STILL_SECONDS:
-            if time.monotonic() - started > seconds + STILL_SECONDS:
-                raise Late(f"after {seconds:.0f} s: {self._why()}")
+            now = time.monotonic()
+            if now - back > seconds + STILL_SECONDS or now - started > POSTGRES_SECONDS_MAX:
+                raise Late(f"after {now - started:.0f} s, {now - back:.0f} s of PostgreSQL: {self._why()}")
             served = served or self._serves_again()
             busy = self._busy()
+            if busy is None:  # the promises are about Kassa: PostgreSQL may recover for as long as it needs
+                back = time.monotonic()
             still_since = (still_since or time.monotonic()) if served and busy == 0 else None
             time.sleep(0.02)
         return still_since - started

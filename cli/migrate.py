@@ -2,14 +2,13 @@
 
 import argparse
 import sys
-import time
 
 import sqlalchemy as sa
 from alembic import command
 
 from core import db, lanes, privileges, rates, settings
 
-CONNECT_SECONDS = 30
+CONNECT_SECONDS = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,23 +19,10 @@ def main(_arguments: argparse.Namespace) -> int:
     """Migrate, waiting a while for a database that is just starting."""
     configuration = settings.load()
     engine = db.engine(configuration.database_url, "migrate", 1)
-    wait_for(engine)
+    db.wait_for(engine, CONNECT_SECONDS)
     migrate(engine, configuration.lanes, configuration.api_role)
     print("The database has this version's schema.")
     return 0
-
-
-def wait_for(engine: sa.Engine, seconds: float = CONNECT_SECONDS) -> None:
-    """Return when the database answers. Raises what the last try raised."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with engine.connect():
-                return
-        except sa.exc.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def migrate(engine: sa.Engine, lane_count: int, api_role: str = privileges.API_ROLE) -> None:

@@ -18,7 +18,7 @@ from types import FrameType
 import sqlalchemy as sa
 
 from cli import servers
-from cli.migrate import migrate, wait_for
+from cli.migrate import CONNECT_SECONDS, migrate
 from cli.servers import LOOPBACK, CannotStart
 from cli.stack import ROOT, Stack, port_or_fail
 from core import db, settings
@@ -79,7 +79,7 @@ def start(stack: Stack) -> None:
     engine = db.engine(configuration.database_url, "run", 1)
     stack.say("starting the database ...")
     try:
-        wait_for(engine)
+        db.wait_for(engine, CONNECT_SECONDS)
     except sa.exc.OperationalError as error:
         raise CannotStart(f"the database does not answer: {error.orig}") from None
     migrate(engine, configuration.lanes, configuration.api_role)

@@ -22,6 +22,8 @@ from core.errors import NotReady
 
 NEVER_CONNECTED = "there was no connection"
 MIGRATIONS = "core:migrations"
+REFUSED, COMING = "FATAL:", "the database system is"  # PostgreSQL's words to whom it lets in not, and not yet
+START_SECONDS_MAX = 20  # for the database to come up; gunicorn gives a process thirty to start
 POOL_WAIT_SECONDS = 2  # a request that gets no connection by then is refused, having stored nothing
 IDLE_SECONDS_MAX = 0.1  # a connection that was used since is not looked at again before it is used
 
@@ -270,6 +272,23 @@ def migrations() -> Config:
     config.set_main_option("script_location", MIGRATIONS)
     config.set_main_option("path_separator", "os")
     return config
+
+
+def wait_for(made: sa.Engine, seconds: float = START_SECONDS_MAX) -> None:
+    """Return when the database takes connections: it may be starting, or recovering.
+
+    Raises what the last try raised; at once where waiting is of no use, as for a wrong password.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with made.connect():
+                return
+        except sa.exc.OperationalError as error:
+            refused = REFUSED in str(error.orig) and COMING not in str(error.orig)
+            if refused or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def require_ready(made: sa.Engine, lane_count: int) -> None:

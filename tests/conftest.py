@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from cli.migrate import migrate, wait_for
+from cli.migrate import migrate
 from cli.stack import ROOT, Stack
 from core import db
 
@@ -33,7 +33,7 @@ def servers() -> Iterator[Stack]:
     try:
         stack.start_servers()
         admin = db.autocommit(db.engine(stack.environment["DATABASE_URL"], "tests", 1))
-        wait_for(admin)
+        db.wait_for(admin)
         create_database(stack, TEMPLATE)
         template = db.engine(url_of(stack, TEMPLATE), "tests", 1)
         migrate(template, LANES)

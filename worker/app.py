@@ -21,6 +21,7 @@ try:
     configuration = settings.load()
     telemetry.configure(configuration.log_level)
     engine = db.engine(configuration.database_url, "worker", 2, lock_timeout=db.DRAIN_LOCK_TIMEOUT)
+    db.wait_for(engine)
     with engine.connect() as connection:
         lane_ids = lanes.all_ids(connection)
 except (settings.SettingsError, sa.exc.DBAPIError) as error:

@@ -54,6 +54,7 @@ def main() -> None:
         configuration = settings.load()
         telemetry.configure(configuration.log_level)
         engine = db.engine(configuration.database_url, "sweeper", 1, lock_timeout=db.DRAIN_LOCK_TIMEOUT)
+        db.wait_for(engine)
         db.require_ready(engine, configuration.lanes)
     except (settings.SettingsError, NotReady, sa.exc.DBAPIError) as error:
         sys.exit(f"kassa sweeper: {error}")

@@ -6,9 +6,12 @@ import time
 import pytest
 import sqlalchemy as sa
 
+from chaos.proxy import Mode, network
 from cli.stack import Stack
 from core import db, views
 from tests.integration.conftest import Bank
+
+COMES_UP_SECONDS = 1.0
 
 
 def test_a_migration_under_way_does_not_break_what_is_prepared(bank: Bank):
@@ -96,3 +99,24 @@ def test_what_commits_by_itself_does_so_until_it_is_given_back(bank: Bank, datab
     assert bank.value("SELECT count(*) FROM lanes WHERE id = 1001") == 1
     bank.execute("DELETE FROM lanes WHERE id = 1001")
     engine.dispose()
+
+
+def test_a_database_that_is_coming_up_is_waited_for(servers: Stack):
+    url = sa.make_url(servers.environment["DATABASE_URL"])
+    with network() as links:
+        link = links.link("to postgres", url.port or 0)
+        engine = db.engine(url.set(port=link.port).render_as_string(hide_password=False), "tests", 1)
+        link.set(Mode("refuse"))
+        threading.Timer(COMES_UP_SECONDS, link.set, [Mode()]).start()
+        started = time.monotonic()
+        db.wait_for(engine)
+        assert time.monotonic() - started >= COMES_UP_SECONDS
+        engine.dispose()
+
+
+def test_one_that_does_not_let_us_in_is_not(servers: Stack):
+    url = sa.make_url(servers.environment["DATABASE_URL"]).set(password="wrong")
+    started = time.monotonic()
+    with pytest.raises(sa.exc.OperationalError, match="password authentication failed"):
+        db.wait_for(db.engine(url.render_as_string(hide_password=False), "tests", 1))
+    assert time.monotonic() - started < db.START_SECONDS_MAX / 2
