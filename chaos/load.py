@@ -25,6 +25,7 @@ BATCH_MAX = 60
 AMOUNT_MAX = 500
 SERVICES, PRICE = 5, 40
 HOT_SHARE = 0.4  # of transfers go to the one hot account
+GIVE_UP = {"unknown": 0.1, "refused": 0.5, "unlawful": 1.0}  # the share of clients that do not ask again
 REFUSALS = {  # of lawful requests: what may stand in their way
     "submit": {"too_many_pending", "overloaded"},
     "batch": {"too_many_pending", "overloaded"},
@@ -128,8 +129,8 @@ class Client:
             event = self.ask("submit", user, "POST", "/v1/operations", body, headers, [item])
             if event.outcome == "ok" and self.random.random() > 0.05:
                 break
-            if event.outcome == "unknown" and self.random.random() < 0.1:
-                break  # some clients give up
+            if event.outcome != "ok" and self.random.random() < GIVE_UP[event.outcome]:
+                break
         for told in event.operations:
             self.known = [*self.known[-50:], (user, told.id, {"headers": headers, "body": body})]
 
