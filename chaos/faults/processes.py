@@ -17,7 +17,7 @@ from chaos.faults.fault import (
     Scene,
 )
 
-LOCK_IN_HAND_SHARE = 0.35  # of the freezings
+LOCK_IN_HAND_SHARE = 0.6  # of the freezings
 FROZEN_WITH_LOCK_SECONDS = 12.5
 TRIES_TO_CATCH_A_LOCK = 100
 POSTGRES_ACTS = ["kill a backend", "freeze a backend", "kill the postmaster", "freeze all", "kill all"]
