@@ -128,7 +128,15 @@ def processes(bench: Bench) -> dict[str, list[psutil.Process]]:
 
 def memory(bench: Bench) -> dict[str, int]:
     """Bytes of each process with its children; pages that several share are divided among them (PSS)."""
-    return {name: sum(process.memory_full_info().pss for process in each) for name, each in processes(bench).items()}
+    return {name: sum(map(share_of_memory, each)) for name, each in processes(bench).items()}
+
+
+def share_of_memory(process: psutil.Process) -> int:
+    """The bytes that a process takes, with its share of what it has in common with others; 0 once it has ended."""
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def processor_seconds(bench: Bench) -> float:
