@@ -22,7 +22,7 @@ from core.errors import NotReady
 
 NEVER_CONNECTED = "there was no connection"
 MIGRATIONS = "core:migrations"
-REFUSED, COMING = "FATAL:", "the database system is"  # PostgreSQL's words to whom it lets in not, and not yet
+TURNED_AWAY, COMING = "FATAL:", "the database system is"  # PostgreSQL's words to whom it lets in not, and not yet
 START_SECONDS_MAX = 20  # for the database to come up; gunicorn gives a process thirty to start
 POOL_WAIT_SECONDS = 2  # a request that gets no connection by then is refused, having stored nothing
 IDLE_SECONDS_MAX = 0.1  # a connection that was used since is not looked at again before it is used
@@ -285,8 +285,8 @@ def wait_for(made: sa.Engine, seconds: float = START_SECONDS_MAX) -> None:
             with made.connect():
                 return
         except sa.exc.OperationalError as error:
-            refused = REFUSED in str(error.orig) and COMING not in str(error.orig)
-            if refused or time.monotonic() > deadline:
+            turned_away = TURNED_AWAY in str(error.orig) and COMING not in str(error.orig)
+            if turned_away or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
 
