@@ -2,6 +2,8 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -15,13 +17,16 @@ from api.requests import convert, idempotency_key, read_json
 from api.responses import send, send_tagged
 from api.schemas import AnyOperation, NewBatch, OperationBody, Purchase
 from core import batches
+from core.db import Turns
 from core.errors import Refusal
 from core.identity import Caller
-from core.metrics import ACCEPTED
+from core.metrics import ACCEPTED, REFUSED
 from core.operations import Command
 
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 REFUSED_SECONDS = 0.5
+TURN_SECONDS_MAX = 5.0  # as long as for any lock
+WAITING_MAX = 16  # batches of this process: some three seconds' worth
 
 
 class Batches:
@@ -29,6 +34,7 @@ class Batches:
 
     def __init__(self, dependencies: Dependencies) -> None:
         self.dependencies = dependencies
+        self._turns = Turns(1)
 
     @allowed(*MAY_ASK)
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -57,18 +63,14 @@ class Batches:
             response.set_header("Idempotency-Replayed", "true")
 
     def _require_hope(self, caller: Caller, key: str | None) -> None:
-        """Raise Refusal overloaded for a new batch where there is no room for any; not too soon, for who asks again
-        at once would have us do little else.
+        """Raise Refusal overloaded for a new batch where there is no room for any, or too many wait for their turn; not
+        too soon, for who asks again at once would have us do little else.
         """
-        try:
-            self.dependencies.limits.require_hope()
-        except Refusal:
-            if key is not None:
-                with self.dependencies.reader.connect() as connection:
-                    if batches.is_known(connection, caller.id, key):
-                        return
+        hopeless = self._turns.waiting >= WAITING_MAX or not self.dependencies.limits.has_hope()
+        if hopeless and not self._is_known(caller.id, key):
             time.sleep(REFUSED_SECONDS)
-            raise
+            REFUSED.labels("overloaded").inc()
+            raise self.dependencies.limits.refusal()
 
     def _commands(
         self, request: falcon.Request, body: NewBatch
@@ -95,12 +97,34 @@ class Batches:
         self, commands: dict[int, Command], invalid: dict[int, batches.Errors], header: batches.Header
     ) -> batches.Stored:
         """The stored batch; where another request has just stored it under the same key, that one."""
+        with nullcontext() if self._is_known(header.requested_by, header.idempotency_key) else self._turn():
+            try:
+                with self.dependencies.engine.begin() as connection:
+                    return batches.accept(connection, commands, invalid, header, self.dependencies.limits)
+            except batches.Simultaneous:
+                with self.dependencies.engine.begin() as connection:
+                    return batches.accept(connection, commands, invalid, header, self.dependencies.limits)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """New batches of this process are stored one after another, as they are in the database.
+
+        To wait there would take a connection, and keep what has been updated meanwhile from being cleaned up, which
+        slows down the drains. Raises Refusal overloaded.
+        """
+        if not self._turns.take(TURN_SECONDS_MAX):
+            raise self.dependencies.limits.refusal()
         try:
-            with self.dependencies.engine.begin() as connection:
-                return batches.accept(connection, commands, invalid, header, self.dependencies.limits)
-        except batches.Simultaneous:
-            with self.dependencies.engine.begin() as connection:
-                return batches.accept(connection, commands, invalid, header, self.dependencies.limits)
+            yield
+        finally:
+            self._turns.give()
+
+    def _is_known(self, requested_by: str, key: str | None) -> bool:
+        """Whether there is a batch under the key already."""
+        if key is None:
+            return False
+        with self.dependencies.reader.connect() as connection:
+            return batches.is_known(connection, requested_by, key)
 
     @allowed(*EVERYONE)
     def on_get_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:

@@ -22,10 +22,6 @@ from core.operations import Command
 
 Errors = list[dict[str, Any]]
 
-# Batches wait here for each other, and hold nothing meanwhile. Among the users' rows, of which nearly every two share
-# some, they would wait just as long, holding what single operations and drains need.
-ONE_AT_A_TIME = 0x6B61737361
-
 ACCEPT = Prepared(
     "accept_batch",
     [
@@ -116,7 +112,7 @@ def accept(
     commands: Mapping[int, Command],
     invalid: Mapping[int, Errors],
     header: Header,
-    limits: Limits | None = None,
+    limits: Limits,
 ) -> Stored:
     """Store the batch and what can be accepted of it, in the caller's transaction.
 
@@ -126,13 +122,12 @@ def accept(
     request_hash = hash_of(commands, invalid)
     if replayed := replay(connection, header, request_hash):
         return replayed
-    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (ONE_AT_A_TIME,))
-    if limits:
-        limits.require_room(connection, len(commands))
-    bounds = limits.bounds(len(commands)) if limits else acceptance.UNBOUNDED
     batch_id = new_id()
     asked = (batch_id, header.requested_by, header.request_id, request_hash)
-    rows = ACCEPT.rows(connection, (*asked, *columns(commands), bounds.user_pending_max))
+    with limits.admission_of_all(connection, len(commands)) as admission:
+        bounds = limits.bounds(admission.room)
+        rows = ACCEPT.rows(connection, (*asked, *columns(commands), bounds.user_pending_max))
+        admission.stored = sum(row.lane is not None for row in rows)
     refused = dict(invalid) | {
         row.place: [error_of(row, commands[row.place], bounds)] for row in rows if row.lane is None
     }

@@ -101,6 +101,11 @@ class Turns:
                 self._waiting.remove(called)
         return called.is_set()  # it may have come at the very last moment
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
     def give(self) -> None:
         """Give a turn back."""
         with self._lock:
@@ -247,10 +252,15 @@ class Prepared:
         prepared = info.setdefault("prepared", set())
         with driver.cursor(cursor_factory=psycopg2.extras.NamedTupleCursor) as cursor:
             if name not in prepared:
-                cursor.execute(f"PREPARE {name} ({', '.join(self.types)}) AS {self.sql}")
+                cursor.execute(f"PREPARE {name}{in_brackets(self.types)} AS {self.sql}")
                 prepared.add(name)
-            cursor.execute(f"EXECUTE {name} ({', '.join(['%s'] * len(self.types))})", tuple(parameters))
+            cursor.execute(f"EXECUTE {name}{in_brackets(['%s'] * len(self.types))}", tuple(parameters))
             return list(cursor.fetchall())
+
+
+def in_brackets(words: Sequence[str]) -> str:
+    """As in `f (a, b)`; nothing at all for none."""
+    return f" ({', '.join(words)})" if words else ""
 
 
 def as_sqlalchemy(error: psycopg2.Error, statement: str) -> BaseException:

@@ -119,8 +119,11 @@ class Gathering:
             if row is not None:
                 return Accepted(row, replayed=False)
         try:
-            with self._limits.admission(1) as (connection, room):
-                return acceptance.accept(connection, command, asker, self._limits.bounds(room))
+            with self._limits.admission(1) as admission:
+                bounds = self._limits.bounds(admission.room)
+                accepted = acceptance.accept(admission.connection, command, asker, bounds)
+                admission.stored = int(not accepted.replayed)
+                return accepted
         except sa.exc.InternalError:  # near the limit, and another has just used this key: that broke the transaction
             with self._reader.connect() as connection:
                 return acceptance.accept(connection, command, asker, self._limits.bounds(0))
@@ -171,9 +174,10 @@ class Gathering:
 
     def _store(self, group: list[Seat]) -> None:
         try:
-            with self._limits.admission(len(group)) as (connection, room):
-                admitted = (*columns(group[:room]), self._limits.user_pending_max)
-                rows = {row.id: row for row in ACCEPT.rows(connection, admitted)} if room else {}
+            with self._limits.admission(len(group)) as admission:
+                admitted = (*columns(group[: admission.room]), self._limits.user_pending_max)
+                rows = {row.id: row for row in ACCEPT.rows(admission.connection, admitted)} if admission.room else {}
+                admission.stored = len(rows)
         except IntegrityError:  # two of the same key at the same time: nothing was stored, each is tried alone
             return
         except Exception as error:

@@ -2,16 +2,19 @@
 
 The limit of a user is part of the accepting statements, which have the user's row locked anyway, and so is exact.
 
-For the whole, each process looks a few times a second, while there is something to accept, and counts what it has let
-in since. Only near the limit everybody counts under one lock, so that no more get in than are allowed, however many
-processes there are. Retries of what is stored, and reads, are served in any case.
+For the whole, the one row of the table `load` says how many operations waited when they were last counted, and how
+many have been let in since. Counting takes the longer the more wait, and so is done the more seldom. Far from the limit
+a process notes there a few times a second what it has let in. Batches always, and near the limit everybody, lock the
+row until they have stored; just below the limit they count under that lock. So no more get in than are allowed, however
+many processes there are. Retries of what is stored, and reads, are served in any case.
 """
 
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -21,22 +24,39 @@ from core.errors import Refusal
 from core.metrics import REFUSED
 
 LOOK_SECONDS = 0.5
-RECENT_SECONDS = 2  # what was seen longer ago says nothing about now
-NEAR_SHARE, NEAR_OPERATIONS = 0.1, 10_000  # so close to the limit everybody counts; more than come in between two looks
+COUNTING_SHARE = 0.05  # of the time goes into counting, at most
+APART_SECONDS_MAX = 10  # are counts, though one took long: it may have been frozen
+OLD_SECONDS = 5  # a count that should have been repeated so long ago says nothing about now
+NEAR_SHARE, NEAR_OPERATIONS = 0.1, 10_000  # so close to the limit everybody locks; more than come in between two looks
+TRUSTED_SHARE = 0.95  # of the limit: up to there what was let in since the last count need not be known exactly
 RETRY_SECONDS_MAX = 60
 ENOUGH = 0.9  # of the limit: when so much is left, it is worth asking again
-ONE_COUNTS = 0x6B617373616C
 
-LOAD = Prepared(
-    "load",
-    ["bigint"],
-    """
-SELECT (SELECT count(*) FROM (SELECT FROM operations WHERE status = 'pending' LIMIT $1) AS counted) AS pending,
-       coalesce(pg_sequence_last_value('apply_no'::regclass), 0) AS finished,
-       coalesce((SELECT max(extract(epoch FROM clock_timestamp() - head.created_at))
-                   FROM lanes CROSS JOIN LATERAL (
-                        SELECT created_at FROM operations o WHERE o.lane = lanes.id AND o.status = 'pending'
-                         ORDER BY o.turn, o.id LIMIT 1) AS head), 0)::float AS oldest_seconds
+FOUND = """
+counted + let_in AS pending, load.oldest_seconds, count_seconds,
+extract(epoch FROM clock_timestamp() - counted_at)::float AS age,
+coalesce(pg_sequence_last_value('apply_no'::regclass), 0) AS finished
+"""
+LOOK = Prepared("load_look", [], f"SELECT {FOUND} FROM load")
+LOCK = Prepared("load_lock", [], f"SELECT {FOUND} FROM load FOR NO KEY UPDATE")
+LOCK_IF_FREE = Prepared("load_lock_if_free", [], f"SELECT {FOUND} FROM load FOR NO KEY UPDATE SKIP LOCKED")
+NOTE = Prepared("load_note", ["bigint"], f"UPDATE load SET let_in = let_in + $1 RETURNING {FOUND}")
+COUNT = Prepared(
+    "load_count",
+    [],
+    f"""
+WITH waiting AS MATERIALIZED (
+    SELECT (SELECT count(*) FROM operations WHERE status = 'pending') AS operations,
+           coalesce((SELECT max(extract(epoch FROM clock_timestamp() - head.created_at))
+                       FROM lanes CROSS JOIN LATERAL (
+                            SELECT created_at FROM operations o WHERE o.lane = lanes.id AND o.status = 'pending'
+                             ORDER BY o.turn, o.id LIMIT 1) AS head), 0) AS oldest_seconds
+)
+UPDATE load SET counted = waiting.operations, let_in = 0, oldest_seconds = waiting.oldest_seconds,
+                counted_at = clock_timestamp(),
+                count_seconds = extract(epoch FROM clock_timestamp() - statement_timestamp())
+  FROM waiting
+RETURNING {FOUND}
 """,
 )
 log = structlog.get_logger("kassa.api")
@@ -53,7 +73,7 @@ class Bounds:
 
 @dataclass
 class Load:
-    """What a look has found, and how much this process has let in since it began."""
+    """What a look has found, and how much this process has let in since, and not noted in the row yet."""
 
     at: float = 0.0  # monotonic
     pending: int = 0
@@ -61,6 +81,15 @@ class Load:
     oldest_seconds: float = 0.0
     finished_per_second: float = 0.0
     let_in: int = 0
+
+
+@dataclass
+class Admission:
+    """A connection to store operations by, how many may be stored there, and how many were."""
+
+    connection: sa.Connection
+    room: int
+    stored: int = 0
 
 
 class Limits:
@@ -79,39 +108,41 @@ class Limits:
         self._batches_wait = False
 
     @contextmanager
-    def admission(self, wanted: int) -> Iterator[tuple[sa.Connection, int]]:
-        """A connection to store operations by one statement, and how many of the wanted may be stored there."""
+    def admission(self, wanted: int) -> Iterator[Admission]:
+        """For the wanted, or fewer, to be stored by one statement. Whoever stores them says so in the admission."""
         self._look_now_and_then()
         if self._is_full():
             with self._reader.connect() as connection:
-                yield connection, 0
+                yield Admission(connection, 0)
         elif self._load.pending + self._load.let_in + wanted <= self._far():
             self._load.let_in += wanted
             with self._reader.connect() as connection:
-                yield connection, wanted
+                yield Admission(connection, wanted)
         else:
             with self._engine.begin() as connection:
-                yield connection, min(wanted, self._counted_room(connection))
+                admission = Admission(connection, min(wanted, self._locked_room(connection, wanted, exactly=True)))
+                yield admission
+                self._note(admission)
 
-    def require_room(self, connection: sa.Connection, wanted: int) -> None:
-        """In the transaction that is to store them: raise Refusal overloaded unless all the wanted may be stored."""
+    @contextmanager
+    def admission_of_all(self, connection: sa.Connection, wanted: int) -> Iterator[Admission]:
+        """For all the wanted, in the transaction that is to store them. Raises Refusal overloaded."""
         self._look_now_and_then()
-        crowded = self._load.pending + self._load.let_in + wanted > self._far()
-        if self._is_full() or (crowded and wanted > self._counted_room(connection)):
+        if self._is_full() or wanted > self._locked_room(connection, wanted, exactly=False):
             self._batches_wait = True
             REFUSED.labels("overloaded").inc(wanted)
             raise self.refusal()
-        self._load.let_in += wanted
+        admission = Admission(connection, wanted)
+        yield admission
+        self._note(admission)
 
-    def require_hope(self) -> None:
-        """Before a batch is read: raise Refusal overloaded if one found no room, and not enough has become free since.
+    def has_hope(self) -> bool:
+        """Before a batch is read: False if one found no room, and not enough has become free since.
 
         To read and validate what is refused anyway would take from the workers what they need to make room.
         """
         self._look_now_and_then()
-        if self._batches_wait:
-            REFUSED.labels("overloaded").inc()
-            raise self.refusal()
+        return not self._batches_wait
 
     def bounds(self, room: int) -> Bounds:
         """For an acceptance for which there is so much room."""
@@ -143,12 +174,23 @@ class Limits:
         """Up to here nobody needs to count."""
         return self._pending_max - max(NEAR_OPERATIONS, NEAR_SHARE * self._pending_max)
 
-    def _counted_room(self, connection: sa.Connection) -> int:
-        """How many may be stored in this transaction; nobody else counts until it ends."""
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (ONE_COUNTS,))
-        found = LOAD.row(connection, (self._pending_max + 1,))
-        self._load.pending, self._load.let_in = found.pending, 0
-        return max(0, self._pending_max - int(found.pending))
+    def _locked_room(self, connection: sa.Connection, wanted: int, *, exactly: bool) -> int:
+        """How many may be stored in this transaction; nobody else is let in until it ends.
+
+        exactly: count whatever it costs where only that can tell. Otherwise there is no room for now.
+        """
+        found, trusted = LOCK.row(connection, ()), TRUSTED_SHARE * self._pending_max - self._load.let_in
+        unknown = found.pending + wanted > trusted
+        if is_due(found, LOOK_SECONDS) or (unknown and (exactly or is_due(found, 0))):
+            self._see(COUNT.row(connection, ()))
+            return max(0, self._pending_max - self._load.pending)
+        self._load.pending = found.pending
+        return 0 if unknown else wanted
+
+    def _note(self, admission: Admission) -> None:
+        """Under the row's lock: what was stored."""
+        if admission.stored:
+            self._load.pending = NOTE.row(admission.connection, (admission.stored,)).pending
 
     def _look_now_and_then(self) -> None:
         if time.monotonic() - self._load.at < LOOK_SECONDS or not self._looking.acquire(blocking=False):
@@ -163,16 +205,32 @@ class Limits:
     def _look(self) -> None:
         """Others go on meanwhile, by what was seen before; if that was long ago, they count."""
         before, now = self._load, time.monotonic()
-        recent = now - before.at < RECENT_SECONDS
-        self._load = Load(now, self._pending_max - 1, before.finished)
+        recent = now - before.at < OLD_SECONDS
+        self._load = replace(before, at=now) if recent else Load(now, self._pending_max - 1)
+        with self._engine.begin() as connection:
+            found, let_in = LOCK_IF_FREE.row(connection, ()), self._load.let_in
+            if found is None:  # whoever has the row counts, if it is time
+                found, let_in = LOOK.row(connection, ()), 0
+            elif is_due(found, LOOK_SECONDS):
+                found = COUNT.row(connection, ())
+            else:
+                found = NOTE.row(connection, (let_in,))
+        self._load.let_in -= let_in
+        if not is_due(found, OLD_SECONDS):
+            self._see(found)
         if recent:
-            self._load.pending, self._load.oldest_seconds = before.pending + before.let_in, before.oldest_seconds
-            self._load.finished_per_second = before.finished_per_second
-        with self._reader.connect() as connection:
-            found = LOAD.row(connection, (self._pending_max + 1,))
+            self._load.finished_per_second = max(0, found.finished - before.finished) / (now - before.at)
+
+    def _see(self, found: Any) -> None:
         self._load.pending, self._load.finished = found.pending, found.finished
         self._load.oldest_seconds = found.oldest_seconds
         if found.pending <= ENOUGH * self._pending_max and not self._is_full():
             self._batches_wait = False
-        if recent:
-            self._load.finished_per_second = max(0, found.finished - before.finished) / (now - before.at)
+
+
+def is_due(found: Any, seconds: float) -> bool:
+    """Whether the last count is older than that, and it is affordable to count again.
+
+    If it lies in the future, PostgreSQL's clock has been set back since.
+    """
+    return not 0 <= found.age <= max(seconds, min(found.count_seconds / COUNTING_SHARE, APART_SECONDS_MAX))

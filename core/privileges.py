@@ -42,6 +42,7 @@ GRANT INSERT (id, user_id, requested_by, seq, lane, turn, type, account_id, coun
 GRANT UPDATE ON services, sessions, refresh_tokens, email_codes, attempts TO {role};
 GRANT UPDATE (username, email, email_confirmed_at, role, disabled_at, password_hash, first_name, last_name, bio,
               next_seq, turn) ON users TO {role};
+GRANT UPDATE ON load TO {role};
 GRANT UPDATE (cancel_requested) ON operations TO {role};
 GRANT UPDATE (id) ON lanes TO {role};  -- to lock them; no user's lane can lose its id
 GRANT DELETE ON attempts TO {role}

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -284,6 +285,20 @@ batches = Table(
     timestamp("created_at"),
     # However often a client retries, one batch. (NULLs do not collide.)
     UniqueConstraint("requested_by", "idempotency_key", name="batches_requested_by_idempotency_key_key"),
+)
+
+# How much waits, for the limit of the whole: see core/limits.py.
+load = Table(
+    "load",
+    metadata,
+    Column("one", Boolean, primary_key=True, server_default="true"),
+    Column("counted", BigInteger, nullable=False, server_default="0"),  # operations that were pending then
+    Column("counted_at", DateTime(timezone=True), nullable=False, server_default="1970-01-01 00:00:00+00"),
+    Column("count_seconds", Double, nullable=False, server_default="0"),  # that it took to count them
+    Column("oldest_seconds", Double, nullable=False, server_default="0"),  # that the oldest had waited then
+    Column("let_in", BigInteger, nullable=False, server_default="0"),  # operations, since
+    CheckConstraint("one", name="load_one_row"),
+    postgresql_with={"fillfactor": 10},
 )
 
 rates = Table(

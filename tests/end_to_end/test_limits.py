@@ -14,7 +14,7 @@ import pytest
 from cli.run import answers
 from cli.servers import LOOPBACK, free_port
 from cli.stack import Process, procfile, stop_group
-from core.limits import LOOK_SECONDS, ONE_COUNTS
+from core.limits import LOOK_SECONDS
 from tests.end_to_end.conftest import Kassa, User, until
 
 PENDING_MAX, USER_PENDING_MAX, PENDING_SECONDS_MAX = 120, 30, 10
@@ -72,7 +72,7 @@ def nobody_applies(kassa: Kassa) -> Iterator[None]:
 def somebody_counts(kassa: Kassa) -> Iterator[None]:
     """Somebody takes very long to count what waits."""
     with kassa.engine.begin() as connection:
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (ONE_COUNTS,))
+        connection.exec_driver_sql("SELECT FROM load FOR NO KEY UPDATE")
         yield
 
 

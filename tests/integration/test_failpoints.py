@@ -71,9 +71,10 @@ def group_near_the_limit(case: Case, engine: sa.Engine) -> None:
 
 def batch(case: Case, engine: sa.Engine) -> None:
     commands = [case.command("deposit"), case.command("transfer", to_account_id=case.receiver.account_id)]
+    limits = Limits(db.autocommit(engine), engine, user_pending=100, pending=100_000, pending_seconds=60)
     with engine.begin() as connection:
         header = batches.Header(case.sender.id, case.key, None)
-        batches.accept(connection, dict(enumerate(commands)), {}, header)
+        batches.accept(connection, dict(enumerate(commands)), {}, header, limits)
 
 
 def cancel(case: Case, engine: sa.Engine) -> None:
@@ -108,11 +109,13 @@ class Road:
 
 ROADS = {
     "purchase": Road(alone, nothing, (["applied"],), frozenset({"EXECUTE accept_0"})),
-    "group": Road(group, nothing, (["applied"],), frozenset({"EXECUTE load_0", "EXECUTE accept_group_0"})),
+    "group": Road(group, nothing, (["applied"],), frozenset({"EXECUTE load_lock_if_free_0", "EXECUTE accept_group_0"})),
     "group near the limit": Road(
-        group_near_the_limit, nothing, (["applied"],), frozenset({"SELECT pg_advisory", "EXECUTE accept_group_0"})
+        group_near_the_limit, nothing, (["applied"],), frozenset({"EXECUTE load_lock_0", "EXECUTE accept_group_0"})
     ),
-    "batch": Road(batch, nothing, (["applied"] * 2,), frozenset({"EXECUTE accept_batch_0", "COMMIT"})),
+    "batch": Road(
+        batch, nothing, (["applied"] * 2,), frozenset({"EXECUTE load_note_0", "EXECUTE accept_batch_0", "COMMIT"})
+    ),
     "cancel": Road(
         cancel,
         lambda case: alone(case, case.bank.engine),

@@ -12,6 +12,7 @@ from core import batches, db
 from core.acceptance import Accepted, accept, request_cancellation
 from core.accounts import open_account
 from core.ids import new_id, own_account_id
+from core.limits import Limits
 from core.operations import Command
 from core.reconcile import TRUTHS
 from tests.model.ledger import Ledger
@@ -59,6 +60,7 @@ class Bank:
     def __init__(self, database_url: str) -> None:
         self.engine = db.engine(database_url, "model", 4)
         self.one = db.autocommit(self.engine)
+        self.limits = Limits(self.one, self.engine, user_pending=10**9, pending=10**9, pending_seconds=10**9)
         self.threads = ThreadPoolExecutor(2)
         with self.one.connect() as connection:
             connection.exec_driver_sql(
@@ -119,7 +121,7 @@ class Bank:
     def accept_batch(self, commands: list[Command], header: batches.Header) -> tuple[bool, list[dict[str, Any]]]:
         """Hand in a batch. Returns whether it was there before, and its items."""
         with self.engine.begin() as connection:
-            stored = batches.accept(connection, dict(enumerate(commands)), {}, header)
+            stored = batches.accept(connection, dict(enumerate(commands)), {}, header, self.limits)
             batch = batches.find(connection, stored.batch_id)
             assert batch is not None
             return stored.replayed, batches.items(connection, batch)
