@@ -12,6 +12,7 @@ import structlog
 
 from api.auth import EVERYONE, allowed
 from api.dependencies import Dependencies
+from api.errors import tell_limit
 from api.operations import MAY_ASK, RETRY_AFTER_SECONDS, command_of, require_may_ask
 from api.requests import convert, idempotency_key, read_json
 from api.responses import send, send_tagged
@@ -24,7 +25,7 @@ from core.metrics import ACCEPTED, REFUSED
 from core.operations import Command
 
 BATCH_BYTES_MAX = 8 * 1024 * 1024
-REFUSED_SECONDS = 0.5
+REFUSED_SECONDS = 1.0
 TURN_SECONDS_MAX = 5.0  # as long as for any lock
 WAITING_MAX = 16  # batches of this process: some three seconds' worth
 
@@ -61,6 +62,8 @@ class Batches:
         response.set_header("Retry-After", RETRY_AFTER_SECONDS)
         if stored.replayed:
             response.set_header("Idempotency-Replayed", "true")
+        if stored.own_room is not None:
+            tell_limit(response, self.dependencies.limits.user_pending_max, stored.own_room)
 
     def _require_hope(self, caller: Caller, key: str | None) -> None:
         """Raise Refusal overloaded for a new batch where there is no room for any, or too many wait for their turn; not

@@ -162,7 +162,7 @@ CALLS = {
             "overloaded",
         ),
         request_headers=("Idempotency-Key",),
-        headers={202: ("Location", "Retry-After", "Idempotency-Replayed")},
+        headers={202: ("Location", "Retry-After", "Idempotency-Replayed", *LIMIT_HEADERS)},
     ),
     "GET /v1/batches/{id}": Call({200: answers.Batch}, problems=("batch_not_found",), tagged=True),
     "GET /v1/services/{id}": Call({200: answers.Service}, problems=("service_not_found",)),

@@ -82,7 +82,8 @@ WITH item AS (
 SELECT r.place, r.id, r.source_id, r.receiver_id, r.to_self, accepted.lane,
        accepted.lane IS NULL AND EXISTS (SELECT FROM locked WHERE locked.id = r.user_id) AS crowded,
        accepted.lane IS NULL
-           AND EXISTS (SELECT FROM users WHERE id = r.user_id AND disabled_at IS NOT NULL) AS disabled
+           AND EXISTS (SELECT FROM users WHERE id = r.user_id AND disabled_at IS NOT NULL) AS disabled,
+       r.user_id = $2 AS is_own, (SELECT room FROM locked WHERE id = $2) AS own_room
   FROM resolved r LEFT JOIN accepted ON accepted.batch_index = r.place
 """,
 )
@@ -99,12 +100,16 @@ class Header:
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored batch, the lanes to be rung, and whether it was there before; if not, also how its sender sees it."""
+    """A stored batch, the lanes to be rung, and whether it was there before; if not, also how its sender sees it.
+
+    own_room: how many more unfinished operations its sender may have, where any of these are the sender's own.
+    """
 
     batch_id: str
     lanes: frozenset[int]
     replayed: bool
     document: dict[str, Any] | None = None
+    own_room: int | None = None
 
 
 def accept(
@@ -136,7 +141,14 @@ def accept(
     results += [{"index": place, "errors": errors} for place, errors in refused.items()]
     results.sort(key=lambda result: result["index"])
     rung = frozenset(row.lane for row in rows if row.lane is not None)
-    return Stored(batch_id, rung, replayed=False, document=document(batch, results))
+    return Stored(batch_id, rung, replayed=False, document=document(batch, results), own_room=own_room(rows))
+
+
+def own_room(rows: Sequence[Any]) -> int | None:
+    """How many more unfinished operations the sender may have after these."""
+    if not rows or rows[0].own_room is None:
+        return None
+    return int(rows[0].own_room) - sum(row.is_own and row.lane is not None for row in rows)
 
 
 def insert(

@@ -21,6 +21,7 @@ from core.metrics import BELLS
 UNANSWERED_MILLISECONDS_MAX = 1_000
 BELL_EXPIRES_SECONDS = 10  # bells that piled up while no worker ran are dropped unread
 RINGS_APART_SECONDS = 0.004  # what is accepted meanwhile is announced together
+COALESCED_APART_SECONDS = 0.016  # where all bells were rung already, the workers are busy: they come soon enough
 CHORE_EXPIRES_SECONDS = 60  # by then beat announces it again
 CHORES_MAX = 1_000  # waiting to be announced by this process; of more, beat reminds
 PAUSE_AFTER_ERROR_SECONDS = 1.0  # do not keep a dead broker busy; the sweeper covers for it meanwhile
@@ -76,11 +77,10 @@ class Doorbell:
         while True:
             self._wake.wait()
             self._wake.clear()
-            self.run_once()
-            time.sleep(RINGS_APART_SECONDS)
+            time.sleep(RINGS_APART_SECONDS if self.run_once() else COALESCED_APART_SECONDS)
 
     def run_once(self) -> int:
-        """Ring all lanes that asked for it and have no unanswered bell. Returns how many bells were sent."""
+        """Ring all lanes that asked for it and have no unanswered bell. Returns how much was sent."""
         with self._lock:
             lanes, self._lanes = self._lanes, set()
             chores, self._chores = self._chores, []
@@ -88,7 +88,7 @@ class Doorbell:
             rung = self._send(sorted(lanes)) if lanes else 0
             for task, row_id in chores:
                 self._celery.send_task(task, [row_id], queue=DEFAULT_QUEUE, expires=CHORE_EXPIRES_SECONDS, retry=False)
-            return rung
+            return rung + len(chores)
         except Exception as error:  # whatever the broker's failure: a bell is only a hint
             BELLS.labels("error").inc(len(lanes))
             log.warning("bell_not_rung", lanes=sorted(lanes), chores=len(chores), error=repr(error))

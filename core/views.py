@@ -41,10 +41,17 @@ OPERATION_BY_KEY = Prepared(
     ["uuid", "text"],
     f"{OPERATION_COLUMNS} FROM operations o {OPERATION_JOINS} WHERE o.user_id = $1 AND o.idempotency_key = $2",
 )
-FINISHED = Prepared(
-    "finished",
+OUTCOMES = Prepared(
+    "outcomes",
     ["uuid[]"],
-    f"{OPERATION_COLUMNS} FROM operations o {OPERATION_JOINS} WHERE o.id = ANY ($1) AND o.status <> 'pending'",
+    """
+SELECT o.id, o.status, o.cancel_requested, o.rejection, o.apply_no, o.account_version, o.counterparty_version,
+       o.finished_at, e.balance_after, ce.balance_after AS counterparty_balance_after
+  FROM operations o
+  LEFT JOIN entries e ON e.account_id = o.account_id AND e.account_version = o.account_version
+  LEFT JOIN entries ce ON ce.account_id = o.counterparty_id AND ce.account_version = o.counterparty_version
+ WHERE o.id = ANY ($1) AND o.status <> 'pending'
+""",
 )
 ACCOUNT_COLUMNS = """
 SELECT a.id, a.user_id, a.name, a.currency, a.balance, a.version, a.is_default, a.created_at, a.closed_at,
@@ -78,9 +85,14 @@ def find_operation(connection: sa.Connection, operation_id: str) -> Any:
     return OPERATION.row(connection, (operation_id,))
 
 
-def find_finished(connection: sa.Connection, operation_ids: Sequence[str]) -> list[Any]:
-    """The rows of those of the operations that are finished."""
-    return FINISHED.rows(connection, (array(operation_ids),))
+def find_outcomes(connection: sa.Connection, operation_ids: Sequence[str]) -> list[Any]:
+    """For those of the operations that are finished, what has changed since they were accepted."""
+    return OUTCOMES.rows(connection, (array(operation_ids),))
+
+
+def with_outcome(row: Any, outcome: Any) -> Any:
+    """The row of an operation as it was, brought up to its outcome."""
+    return row._replace(**outcome._asdict())
 
 
 def find_operation_by_key(connection: sa.Connection, user_id: str, key: str) -> Any:

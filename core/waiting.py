@@ -39,14 +39,16 @@ class Waiting:
         self._knock.setblocking(False)
 
     def until_finished(self, operation_id: str, seconds: float) -> Any:
-        """The operation's row once it is finished. None when `seconds` have passed, or at once if too many wait."""
+        """The outcome, as `views.find_outcomes` tells it, once there is one. None when `seconds` have passed, or at once if
+        too many wait.
+        """
         if seconds <= 0 or not self._slots.acquire(blocking=False):
             return None
         waiter = Waiter()
         try:
             self._enter(operation_id, waiter)
             waiter.event.wait(seconds)
-            return waiter.row
+            return waiter.outcome
         finally:
             self._leave(operation_id, waiter)
             self._slots.release()
@@ -102,18 +104,18 @@ class Waiting:
         with self._lock:
             ids = list(self._waiters)
             self._newcomers = False
-        finished = views.find_finished(connection, ids) if ids else []
+        outcomes = views.find_outcomes(connection, ids) if ids else []
         with self._lock:
-            for row in finished:
-                for waiter in self._waiters.get(row.id, []):
-                    waiter.row = row
+            for outcome in outcomes:
+                for waiter in self._waiters.get(outcome.id, []):
+                    waiter.outcome = outcome
                     waiter.event.set()
-        return len(ids) - len(finished)
+        return len(ids) - len(outcomes)
 
 
 class Waiter:
-    """One who waits, and the finished operation's row once it is there."""
+    """One who waits, and the operation's outcome once it is there."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
-        self.row: Any = None
+        self.outcome: Any = None

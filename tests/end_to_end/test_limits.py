@@ -104,9 +104,13 @@ def test_a_user_has_so_many_unfinished_operations_and_no_more(kassa: Kassa, narr
         left = {answer.headers["RateLimit"] for answer in accepted}
         assert left == {f'"pending";r={number}' for number in range(USER_PENDING_MAX)}
         assert deposit(narrow, bob).status_code == 202, "another user has room"
-        items = {"operations": [{"type": "deposit", "amount": 1}] * (USER_PENDING_MAX + 2)}
-        batch = httpx.post(f"{narrow}/v1/operations/batch", json=items, headers=bob.headers).json()
-        assert batch["accepted"] == USER_PENDING_MAX - 1
+        answer = batch_of(narrow, bob)
+        assert answer.headers["RateLimit"] == f'"pending";r={USER_PENDING_MAX - 2}'
+        items = {"operations": [{"type": "deposit", "amount": 1}] * (USER_PENDING_MAX + 1)}
+        answer = httpx.post(f"{narrow}/v1/operations/batch", json=items, headers=bob.headers)
+        assert answer.headers["RateLimit"] == '"pending";r=0'
+        batch = answer.json()
+        assert batch["accepted"] == USER_PENDING_MAX - 2
         assert [item["errors"][0]["code"] for item in batch["items"][-3:]] == ["too_many_pending"] * 3
     until(lambda: kassa.pending() == 0)
     assert (alice.balance(), bob.balance()) == (USER_PENDING_MAX, USER_PENDING_MAX)
