@@ -39,9 +39,7 @@ class Waiting:
         self._knock.setblocking(False)
 
     def until_finished(self, operation_id: str, seconds: float) -> Any:
-        """The outcome, as `views.find_outcomes` tells it, once there is one. None when `seconds` have passed, or at once if
-        too many wait.
-        """
+        """What `views.find_outcomes` tells of it. None when `seconds` have passed, or at once if too many wait."""
         if seconds <= 0 or not self._slots.acquire(blocking=False):
             return None
         waiter = Waiter()

@@ -21,8 +21,12 @@ doorbell = Doorbell(configuration.redis_url, configuration.broker)
 log = structlog.get_logger("kassa.worker")
 
 TIME_LIMIT_SECONDS = 10  # then a decision loops, and its process is killed; the sweeper finds the operation
-PATIENCE_SECONDS_MAX = 0.01
-PATIENCE_SECONDS_PER_OPERATION = 0.002
+PATIENCE_SECONDS_MAX = 0.02
+PATIENCE_SECONDS_PER_OPERATION = 0.001
+VAIN_LOOKS_MAX, VAIN_LOOKS_APART_SECONDS = (
+    3,
+    0.005,
+)  # who waits for answers asks in bursts
 
 
 @app.task(name="drain", time_limit=TIME_LIMIT_SECONDS)
@@ -30,7 +34,8 @@ def drain_lane(lane: int) -> dict[str, Any]:
     """Answer a lane's bell, and take other lanes with work along, again and again while there is something to find.
 
     Under load a few bells so serve many operations, and a moment's patience before each look lets one transaction
-    apply many of them; where fewer than some thousand come in a second, patience tends to nothing.
+    apply many of them; where fewer than some thousand come in a second, patience tends to nothing. To look in vain a
+    few times costs less than the bell that would call again.
     The result is shown in Flower: the lane, outcomes by status, and whether work remains.
     """
     if not isinstance(lane, int):
@@ -38,15 +43,22 @@ def drain_lane(lane: int) -> dict[str, Any]:
     answer(bells, lane)
     counts: Counter[str] = Counter()
     deadline = time.monotonic() + SLICE_SECONDS
+    vain_looks = 0
     while True:
         done = drain(engine, lane, others=True, seconds=deadline - time.monotonic())
         counts += done.counts
-        if time.monotonic() > deadline or not done.counts:
+        vain_looks = 0 if done.counts else vain_looks + 1
+        if time.monotonic() > deadline or vain_looks == VAIN_LOOKS_MAX:
             break
-        time.sleep(min(PATIENCE_SECONDS_MAX, done.counts.total() * PATIENCE_SECONDS_PER_OPERATION))
+        time.sleep(patience(done.counts.total()))
     if done.remaining or done.counts:
         doorbell.ring(lane)
     return {"lane": lane, "applied": 0, "rejected": 0, **counts, "remaining": done.remaining}
+
+
+def patience(found: int) -> float:
+    """Seconds before the next look, where the last one has found so many operations."""
+    return min(PATIENCE_SECONDS_MAX, found * PATIENCE_SECONDS_PER_OPERATION) if found else VAIN_LOOKS_APART_SECONDS
 
 
 @app.task(name="housekeeping")

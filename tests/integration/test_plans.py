@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 import worker.drain  # noqa: F401  # it and the next bring every prepared statement along
 from core import batches, db, gathering  # noqa: F401
-from core.db import Prepared
+from core.db import Prepared, in_brackets
 
 ROWS = 20_000
 LARGE = ("users", "accounts", "sessions", "operations", "entries")
@@ -45,11 +45,11 @@ def statements() -> list[Prepared]:
 
 def scanned(engine: sa.Engine, statement: Prepared) -> set[str]:
     """The large tables that the statement's plan reads whole."""
-    nulls = ", ".join(["NULL"] * len(statement.types))
+    types, nulls = in_brackets(statement.types), in_brackets(["NULL"] * len(statement.types))
     with engine.connect() as connection:
         connection.exec_driver_sql("SET plan_cache_mode = force_generic_plan")
-        connection.exec_driver_sql(f"PREPARE it ({', '.join(statement.types)}) AS {statement.sql}")
-        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN EXECUTE it ({nulls})").scalars())
+        connection.exec_driver_sql(f"PREPARE it{types} AS {statement.sql}")
+        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN EXECUTE it{nulls}").scalars())
         connection.exec_driver_sql("DEALLOCATE it")
         connection.exec_driver_sql("RESET plan_cache_mode")
     return set(re.findall(r"Seq Scan on (\w+)", plan)) & set(LARGE)
