@@ -146,6 +146,10 @@ class Cluster:
         names = [name for name in self.processes if name == "sweeper" or name.startswith("worker")]
         return sum(self.log(name).read_text(errors="replace").count(f'"{event}"') for name in names)
 
+    def deadlocks(self) -> int:
+        """How many PostgreSQL has ended, by its log: its statistics do not survive a crash."""
+        return self.log("postgres").read_text(errors="replace").count("ERROR:  deadlock detected")
+
     def _add(self, process: Process) -> None:
         process.start()
         self.processes[process.name] = process

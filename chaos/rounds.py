@@ -28,7 +28,7 @@ FAMILIES_IN_TURN = 2
 QUIET_SHARE = 0.25  # of the rounds have no faults
 # PostgreSQL's timeouts follow its clock: where that is set back while locks are waited for, they come as much later. So
 # nobody keeps locks for long in the same round; docs/reliability.md says what that means.
-WAITING = ("deadlock", "freeze", "postgres")
+WAITING = ("deadlock", "convoy", "freeze", "postgres")
 ALLOWANCE_SECONDS = 10.0  # beyond the promise: for processes to start again, on a small machine, several times
 STALL_ALLOWANCE_SECONDS = 5.0  # beyond the promise, for a lane to move
 EPOCH_ROUNDS = 20  # then the database is emptied, so that each check stays quick
@@ -202,7 +202,7 @@ class Round:
         watchers = [
             threading.Thread(target=act, args=(watched,), daemon=True) for act in (self._watch, self._watch_lanes)
         ]
-        deadlocks = self._deadlocks()
+        deadlocks = self.cluster.deadlocks()
         guarded = self.cluster.logged(GUARD)
         for thread in (*threads, *watchers):
             thread.start()
@@ -213,7 +213,7 @@ class Round:
         watched.set()
         for thread in watchers:
             thread.join()
-        self._judge_pace(self._deadlocks() - deadlocks)
+        self._judge_pace(self.cluster.deadlocks() - deadlocks)
         line, broken = self._settle_and_check()
         if struck := self.cluster.logged(GUARD) - guarded:
             broken.append(Violation("guarded", f"{struck} batches would have broken the ledger, had no guard refused"))
@@ -259,13 +259,6 @@ class Round:
                     since = {}
                 last, since = now, {head: since.get(head, now) for head in heads}
                 self.stall = max([self.stall, *(now - first for first in since.values())])
-
-    def _deadlocks(self) -> int:
-        """How many the database has resolved; 0 where it does not answer."""
-        query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-        with contextlib.suppress(sa.exc.SQLAlchemyError), db.autocommit(self.cluster.engine).connect() as connection:
-            return int(connection.exec_driver_sql(query).scalar_one())
-        return 0
 
     def _judge_pace(self, deadlocks: int) -> None:
         """No lane stood still for longer than promised, and nobody made others wait in a circle."""

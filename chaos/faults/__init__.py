@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from chaos.cluster import FAKETIME, Cluster
 from chaos.faults.bells import bells, broker, crowd
-from chaos.faults.database import backup, clock, deadlock, disk, poison
+from chaos.faults.database import backup, clock, convoy, deadlock, disk, poison
 from chaos.faults.fault import Fault, Scene
 from chaos.faults.network import commit, link
 from chaos.faults.processes import backend, freeze, kill, rolling
@@ -24,6 +24,7 @@ FAMILIES: dict[str, Callable[[Scene], Fault]] = {
     "disk": disk,
     "poison": poison,
     "deadlock": deadlock,
+    "convoy": convoy,
     "rolling": rolling,
     "backup": backup,
 }

@@ -23,6 +23,7 @@ from core.ids import new_id
 from core.reconcile import violations
 
 FILLER_CHUNK = b"\0" * 2**20
+HELD_SECONDS = 0.15
 
 
 def clock(scene: Scene) -> Fault:
@@ -78,6 +79,29 @@ def deadlock(scene: Scene) -> Fault:
         thread.join(OTHERS_LET_GO)
 
     return Fault("deadlock", "accounts locked in the other order", thread.start, end, seconds, OTHERS_LET_GO)
+
+
+def convoy(scene: Scene) -> Fault:
+    """Somebody who holds, again and again for a moment, the accounts that nearly every drain needs: all queue up there,
+    with whatever they hold already.
+    """
+    over = threading.Event()
+    query = "SELECT FROM accounts WHERE kind = 'world' OR id = %s ORDER BY id FOR UPDATE"
+
+    def hold() -> None:
+        while not over.is_set():
+            with contextlib.suppress(sa.exc.SQLAlchemyError), scene.cluster.engine.begin() as connection:
+                connection.exec_driver_sql(query, (scene.world.users[0].account,))
+                time.sleep(HELD_SECONDS)
+            over.wait(HELD_SECONDS / 2)
+
+    thread = threading.Thread(target=hold, daemon=True)
+
+    def end() -> None:
+        over.set()
+        thread.join(OTHERS_LET_GO)
+
+    return Fault("convoy", "the busiest accounts held for moments", thread.start, end, scene.seconds(), OTHERS_LET_GO)
 
 
 def backup(scene: Scene) -> Fault:
