@@ -6,6 +6,7 @@ and by single requests, whose acceptance is what ends first.
 
 import http.client
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from bench.closed import CONNECTIONS, wrk
@@ -14,16 +15,17 @@ from bench.stack import Bench, count, memory, wait_until_applied
 from cli.servers import LOOPBACK
 
 TIMES = 5
-BATCH_CONNECTIONS = 8
+PEAK_CONNECTIONS = {"single": CONNECTIONS, "batch": 8}
 PEAK_SECONDS = 20
 NORMAL_SECONDS = 0.05  # that a request takes where all is well
 MEBIBYTE = 2**20
 
 
-def run(bench: Bench, seconds: int) -> str:
-    """Measure the peak, overload for so long, and tell of both in words."""
+def run(bench: Bench, seconds: int, parts: Sequence[str]) -> str:
+    """Measure the peak, overload for so long, and tell of both in words. parts: those of PEAK_CONNECTIONS."""
     lines = []
-    for part, connections in (("single", CONNECTIONS), ("batch", BATCH_CONNECTIONS)):
+    for part in filter(PEAK_CONNECTIONS.__contains__, parts):
+        connections = PEAK_CONNECTIONS[part]
         peak, _ = goodput(bench, part, connections, PEAK_SECONDS)
         before = memory(bench)["api"]
         reached, result = goodput(bench, part, TIMES * connections, seconds)

@@ -8,7 +8,7 @@ bare, bare_hot, bare_read: pgbench. single: a transfer a request. wait: deposits
 1,000 transfers a request, hot with one account in all of them. reads: an account. latency: at 30 % of single. fair:
 light users beside one with 20,000 queued operations. idle: at rest. With --growth: the same on databases of 10^3, 10^5
 and 5*10^6 finished operations, which takes half an hour. With --machines: two network namespaces with workers of their
-own, one of them cut off under load. With --overload: five times as many clients as at the peak.
+own, one of them cut off under load. With --overload: single and batch with five times as many clients as at the peak.
 
 Needs wrk (Debian: apt-get install wrk); pgbench comes with the bundled PostgreSQL.
 """
@@ -17,7 +17,7 @@ import argparse
 import json
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bench import closed, growth, machines, overload, paced, rest
 from bench.stack import Bench, load, start
@@ -75,7 +75,7 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         load(bench)
         if arguments.overload:
-            return overloaded(bench, arguments.overload)
+            return overloaded(bench, arguments.overload, arguments.parts)
         for number in range(arguments.rounds):
             for part in arguments.parts:
                 measure(bench, part, number + 1)
@@ -99,9 +99,9 @@ def require(arguments: argparse.Namespace) -> None:
         raise CannotStart("latency is measured at a share of single: add single to --parts.")
 
 
-def overloaded(bench: Bench, seconds: int) -> int:
+def overloaded(bench: Bench, seconds: int, parts: Sequence[str]) -> int:
     """Overload it, and say how it took that."""
-    print(overload.run(bench, seconds))
+    print(overload.run(bench, seconds, parts))
     broken = violations(bench.engine)
     print(f"The ledger {'does not reconcile: ' + str(broken) if broken else 'reconciles.'}")
     return 1 if broken else 0
