@@ -23,7 +23,6 @@ from api.errors import PROBLEM_JSON, STATUS_CODES, problem
 CLIENT_PAUSE_SECONDS_MAX = 10  # a client that neither sends nor takes anything for so long is given up
 LINGER_SECONDS_MAX = 1
 LAST_REQUEST_SECONDS_MAX = 0.5  # for a request that was sent before its client could know that we stop
-TOGETHER_BYTES_MAX = 16 * 1024
 CONNECT_SECONDS_MAX = 3  # as core.db.TCP says; libpq keeps to it only where it may block
 ANSWER_SECONDS_MAX = 20  # longer than any statement may take (core.db.SESSION)
 
@@ -60,11 +59,7 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, request: Any, client: Any, address: Any) -> None:
         """Serve a request, in which the client may not pause for longer than CLIENT_PAUSE_SECONDS_MAX."""
         client.settimeout(CLIENT_PAUSE_SECONDS_MAX)
-        together = Together(client)
-        try:
-            super().handle_request(listener_name, request, together, address)
-        finally:
-            together.flush()
+        super().handle_request(listener_name, request, client, address)
         client.settimeout(None)
 
     def handle_exit(self, signal: int, frame: FrameType | None) -> None:
@@ -96,29 +91,6 @@ class Worker(GeventWorker):
                     pass
         except OSError:
             self.log.debug("the client left before its answer")
-
-
-class Together:
-    """A client's socket that sends the head and the body of an answer together: gunicorn hands them over in turn."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._unsent = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def sendall(self, data: bytes) -> None:
-        """Send it soon."""
-        self._unsent += data
-        if len(self._unsent) >= TOGETHER_BYTES_MAX:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send it now, unless the connection has been given up meanwhile."""
-        unsent, self._unsent = self._unsent, b""
-        if unsent and self._client.fileno() >= 0:
-            self._client.sendall(unsent)
 
 
 class BetweenRequests:

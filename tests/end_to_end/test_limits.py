@@ -151,6 +151,30 @@ def test_exactly_so_many_wait_and_then_they_are_applied_in_order(kassa: Kassa, n
     until(lambda: deposit(narrow, user, key).status_code == 202)
 
 
+def test_batches_wait_for_their_turn_without_keeping_connections(kassa: Kassa, narrow: str):
+    alice, bob = kassa.user(), kassa.user()
+    mine = deposit(narrow, bob).json()["id"]
+    with ThreadPoolExecutor(16) as pool:
+        with somebody_counts(kassa):
+            batches = [pool.submit(batch_of, narrow, alice) for _ in range(16)]
+            time.sleep(LOOK_SECONDS)
+            started = time.monotonic()
+            assert httpx.delete(f"{narrow}/v1/operations/{mine}", headers=bob.headers).status_code in (200, 409)
+            assert time.monotonic() - started < PATIENT_SECONDS
+        assert {batch.result().status_code for batch in batches} == {202}
+
+
+def test_too_many_batches_are_refused_rather_than_kept_waiting(kassa: Kassa, narrow: str):
+    alice = kassa.user()
+    with ThreadPoolExecutor(60) as pool:
+        with somebody_counts(kassa):
+            batches = [pool.submit(batch_of, narrow, alice) for _ in range(60)]
+            time.sleep(3 * LOOK_SECONDS)
+            refused = [batch.result() for batch in batches if batch.done()]
+            assert {(answer.status_code, answer.json()["accepted"]) for answer in refused} == {(503, False)}
+        assert {batch.result().status_code for batch in batches} == {202, 503}
+
+
 def test_nothing_is_let_in_behind_what_has_waited_too_long(kassa: Kassa, narrow: str):
     alice = kassa.user()
     with nobody_applies(kassa):
