@@ -25,7 +25,7 @@ from core.metrics import ACCEPTED, REFUSED
 from core.operations import Command
 
 BATCH_BYTES_MAX = 8 * 1024 * 1024
-REFUSED_SECONDS = 1.0
+REFUSED_SECONDS = 2.0
 TURN_SECONDS_MAX = 5.0  # as long as for any lock
 WAITING_MAX = 16  # batches of this process: some three seconds' worth
 

@@ -20,6 +20,7 @@ from tests.end_to_end.conftest import Kassa, User, until
 PENDING_MAX, USER_PENDING_MAX, PENDING_SECONDS_MAX = 120, 30, 10
 SLOW_CLIENTS = 200
 PATIENT_SECONDS = 1.0
+REFUSED_SECONDS = 2.0  # so late is a batch refused
 LAST_LOOK_SECONDS = 0.3  # by which a drain that finds nothing more has ended
 ONE_DEPOSIT = b'{"operations": [{"type": "deposit", "amount": 1}]}'
 
@@ -169,7 +170,7 @@ def test_too_many_batches_are_refused_rather_than_kept_waiting(kassa: Kassa, nar
     with ThreadPoolExecutor(60) as pool:
         with somebody_counts(kassa):
             batches = [pool.submit(batch_of, narrow, alice) for _ in range(60)]
-            time.sleep(3 * LOOK_SECONDS)
+            time.sleep(REFUSED_SECONDS + PATIENT_SECONDS)
             refused = [batch.result() for batch in batches if batch.done()]
             assert {(answer.status_code, answer.json()["accepted"]) for answer in refused} == {(503, False)}
         assert {batch.result().status_code for batch in batches} == {202, 503}
