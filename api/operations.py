@@ -64,7 +64,7 @@ class Operations:
             return row
         outcome = self.dependencies.waiting.until_finished(row.id, seconds)
         if outcome is not None:
-            return views.with_outcome(row, outcome)
+            return views.as_finished(row, *outcome)
         try:
             with self.dependencies.reader.connect() as connection:
                 return views.find_operation(connection, row.id) or row

@@ -5,6 +5,7 @@ The harness is the parent of all of it, and starts again what dies, as systemd o
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ RESTART_SECONDS = 0.2
 READY_SECONDS = 60
 TOKEN_SECONDS = 300 * 24 * 3600  # longer than any jump of a clock
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+DEADLOCK = re.compile(r"ERROR:  deadlock detected(.*?)HINT:", re.DOTALL)
 LOG_DISK_MEBIBYTES = 160  # room for the write-ahead log where it has a disk of its own
 
 
@@ -146,9 +148,9 @@ class Cluster:
         names = [name for name in self.processes if name == "sweeper" or name.startswith("worker")]
         return sum(self.log(name).read_text(errors="replace").count(f'"{event}"') for name in names)
 
-    def deadlocks(self) -> int:
-        """How many PostgreSQL has ended, by its log: its statistics do not survive a crash."""
-        return self.log("postgres").read_text(errors="replace").count("ERROR:  deadlock detected")
+    def deadlocks(self) -> list[str]:
+        """What PostgreSQL has logged of each that it ended: its statistics do not survive a crash."""
+        return DEADLOCK.findall(self.log("postgres").read_text(errors="replace"))
 
     def _add(self, process: Process) -> None:
         process.start()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter, defaultdict
@@ -25,7 +26,7 @@ from core.reconcile import violations
 
 FAULTS_MAX = 7
 FAMILIES_IN_TURN = 2
-QUIET_SHARE = 0.25  # of the rounds have no faults
+QUIET_EVERY = 4  # rounds one has no faults
 # PostgreSQL's timeouts follow its clock: where that is set back while locks are waited for, they come as much later. So
 # nobody keeps locks for long in the same round; docs/reliability.md says what that means.
 WAITING = ("deadlock", "convoy", "freeze", "postgres")
@@ -39,6 +40,8 @@ LOOK_SECONDS = 0.1
 GAP_SECONDS = 1.0
 GUARD = "batch_not_written"  # is logged where a check of the ledger or of the database refuses what a drain has decided
 DEADLOCKS_MAX = 1  # in a round: 320 rounds had five in all; see docs/decisions/0008 for how one may lawfully come about
+QUERY = re.compile(r"^\s*Process \d+: (.*)$", re.MULTILINE)
+DRAIN_LOCKS = "lock_accounts"  # as the statement is named in core/ledger.py
 
 EMPTY = """
 SET session_replication_role = replica;
@@ -180,9 +183,11 @@ class Round:
         if self.options.in_turn:
             first = (self.number - 1) * FAMILIES_IN_TURN
             return [families[place % len(families)] for place in range(first, first + FAMILIES_IN_TURN)]
-        if not families or self.random.random() < QUIET_SHARE:
+        if not families or self.number % QUIET_EVERY == 0:
             return []
-        chosen = [self.random.choice(families) for _ in range(self.random.randint(3, self.options.faults_max))]
+        own = families[(self.number - self.number // QUIET_EVERY) % len(families)]  # so that none is left out for long
+        others = self.random.randint(2, self.options.faults_max - 1)
+        chosen = [own, *(self.random.choice(families) for _ in range(others))]
         return [name for name in chosen if name not in WAITING] if "clock" in chosen else chosen
 
     @property
@@ -202,7 +207,7 @@ class Round:
         watchers = [
             threading.Thread(target=act, args=(watched,), daemon=True) for act in (self._watch, self._watch_lanes)
         ]
-        deadlocks = self.cluster.deadlocks()
+        deadlocks = len(self.cluster.deadlocks())
         guarded = self.cluster.logged(GUARD)
         for thread in (*threads, *watchers):
             thread.start()
@@ -213,7 +218,7 @@ class Round:
         watched.set()
         for thread in watchers:
             thread.join()
-        self._judge_pace(self.cluster.deadlocks() - deadlocks)
+        self._judge_pace(self.cluster.deadlocks()[deadlocks:])
         line, broken = self._settle_and_check()
         if struck := self.cluster.logged(GUARD) - guarded:
             broken.append(Violation("guarded", f"{struck} batches would have broken the ledger, had no guard refused"))
@@ -260,14 +265,16 @@ class Round:
                 last, since = now, {head: since.get(head, now) for head in heads}
                 self.stall = max([self.stall, *(now - first for first in since.values())])
 
-    def _judge_pace(self, deadlocks: int) -> None:
+    def _judge_pace(self, deadlocks: list[str]) -> None:
         """No lane stood still for longer than promised, and nobody made others wait in a circle."""
         families = {fault.family for _, fault in self.faults}
         promise = max((fault.promise for _, fault in self.faults), default=MOVES) + STALL_ALLOWANCE_SECONDS
         if self.stall > promise:
             self.scene.problems.append(f"a lane stood still for {self.stall:.1f} s, and {promise:.0f} s are promised")
-        if deadlocks > DEADLOCKS_MAX and "deadlock" not in families:
-            self.scene.problems.append(f"{deadlocks} deadlocks in one round")
+        if among_drains := [each for each in deadlocks if all(DRAIN_LOCKS in query for query in QUERY.findall(each))]:
+            self.scene.problems.append(f"{len(among_drains)} deadlocks of drains with each other: {among_drains[0]}")
+        if len(deadlocks) > DEADLOCKS_MAX and "deadlock" not in families:
+            self.scene.problems.append(f"{len(deadlocks)} deadlocks in one round")
 
     def _settle_and_check(self) -> tuple[str, list[Violation]]:
         promise = max((fault.promise for _, fault in self.faults), default=MOVES)

@@ -10,27 +10,36 @@ from core.operations import Operation
 LANE_BATCH_OPERATIONS_MAX = 2_000  # bounds how long one transaction holds its locks: some 120 ms
 TURNS_MAX = 40  # of a batch: so many operations of one user at most, that others need not wait for all of a crowd
 
+LOCK = Prepared("lock_lane", ["int"], "SELECT id FROM lanes WHERE id = $1 FOR NO KEY UPDATE")
+LOCK_IF_FREE = Prepared("lock_free_lane", ["int"], f"{LOCK.sql} SKIP LOCKED")
+# The lane itself is waited for before any other is locked, and none of the others is waited for: so nobody waits for
+# one lane while holding another.
+LOCK_WITH_OTHERS = Prepared(
+    "lock_lanes",
+    ["int", "int"],
+    f"""
+WITH own AS MATERIALIZED ({LOCK.sql}), others AS MATERIALIZED (
+    SELECT id FROM lanes
+     WHERE id <> $1 AND EXISTS (SELECT FROM own)
+       AND (SELECT count(*) FROM (SELECT FROM operations WHERE lane = $1 AND status = 'pending' LIMIT $2) AS few) < $2
+       AND EXISTS (SELECT FROM operations o WHERE o.lane = lanes.id AND o.status = 'pending')
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT id FROM own UNION ALL SELECT id FROM others
+""",
+)
 PENDING = Prepared(
     "pending",
     ["int[]", "int", "bigint"],
     """
-SELECT o.* FROM unnest($1) AS l (lane) CROSS JOIN LATERAL (
+SELECT o.* FROM unnest($1) WITH ORDINALITY AS l (lane, place) CROSS JOIN LATERAL (
     SELECT id, user_id, seq, turn, lane, type, account_id, counterparty_id, amount, currency, cancel_requested,
            request_id, service_id
       FROM operations
      WHERE lane = l.lane AND status = 'pending'
        AND turn < $3 + (SELECT min(turn) FROM operations WHERE lane = l.lane AND status = 'pending')
      ORDER BY turn, id LIMIT $2) AS o
- ORDER BY o.lane, o.turn, o.id LIMIT $2
-""",
-)
-LOCK_OTHERS = Prepared(
-    "lock_others",
-    ["int"],
-    """
-SELECT id FROM lanes
- WHERE id <> $1 AND EXISTS (SELECT FROM operations o WHERE o.lane = lanes.id AND o.status = 'pending')
- ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+ ORDER BY l.place, o.turn, o.id LIMIT $2
 """,
 )
 
@@ -53,23 +62,24 @@ def of_user(user_id: str, count: int) -> int:
     return int(user_id.replace("-", "")[-8:], 16) % count
 
 
-def lock(connection: sa.Connection, lane: int, *, wait: bool) -> bool:
-    """Take the lane's lock until the transaction ends. Returns False if there is no such lane, or, unless `wait`, if
-    somebody else holds it.
+def lock(connection: sa.Connection, lane: int, *, wait: bool) -> list[int]:
+    """Take the lane's lock until the transaction ends. Returns the lane; nothing if there is no such lane, or, unless
+    `wait`, if somebody else holds it.
 
     A worker waits: one that left would lose a wake-up for what was accepted after the holder's last look.
     """
-    query = "SELECT id FROM lanes WHERE id = %s FOR NO KEY UPDATE" + ("" if wait else " SKIP LOCKED")
-    return connection.exec_driver_sql(query, (lane,)).first() is not None
+    return [row.id for row in (LOCK if wait else LOCK_IF_FREE).rows(connection, (lane,))]
 
 
-def lock_others(connection: sa.Connection, lane: int) -> list[int]:
-    """Take the locks of all other lanes that have work and that nobody else is at; wait for none. Returns the lanes."""
-    return [row.id for row in LOCK_OTHERS.rows(connection, (lane,))]
+def lock_with_others(connection: sa.Connection, lane: int, few: int) -> list[int]:
+    """The same, and where fewer than so many operations are pending there, the locks of all other lanes that have work
+    and that nobody else is at. Returns the lanes, the first one first.
+    """
+    return [row.id for row in LOCK_WITH_OTHERS.rows(connection, (lane, few))]
 
 
 def next_pending(connection: sa.Connection, lane_ids: Sequence[int], limit: int) -> list[Operation]:
-    """The next operations of the lanes, each lane's in the order in which they are to be applied, under their locks."""
+    """The next operations, lane by lane, each lane's in the order of application, under their locks."""
     return [Operation(*row) for row in PENDING.rows(connection, (array(lane_ids), limit, TURNS_MAX))]
 
 

@@ -6,10 +6,10 @@ from itertools import chain
 
 import sqlalchemy as sa
 
+from core import notices
 from core.db import Prepared, array
+from core.notices import Finished
 from core.operations import Account, Applied, Canceled, Failed, Operation, Outcome, Posting, Rejected
-
-FINISHED_CHANNEL = "kassa_finished"  # PostgreSQL delivers it when the transaction has committed, and not otherwise
 
 LOCK = Prepared(
     "lock_accounts",
@@ -26,7 +26,7 @@ WRITE = Prepared(
         *("uuid[]", "uuid[]", "bigint[]", "bigint[]", "bigint[]"),
         *("uuid[]", "bigint[]", "bigint[]"),
         *("uuid[]", "text[]", "text[]", "bigint[]", "bigint[]"),
-        *("int[]", "bigint[]"),
+        *("int[]", "bigint[]", "text"),
     ],
     f"""
 WITH posted AS (
@@ -46,7 +46,8 @@ WITH posted AS (
 ), clock AS (
     UPDATE lanes SET turn = greatest(lanes.turn, l.turn) FROM unnest($14, $15) AS l (id, turn) WHERE lanes.id = l.id
 )
-SELECT (SELECT count(*) FROM finished) AS finished, pg_notify('{FINISHED_CHANNEL}', '')
+SELECT (SELECT count(*) FROM finished) AS finished,
+       pg_notify('{notices.CHANNEL}', '[' || to_json(statement_timestamp())::text || ',' || $16 || ']')
 """,
 )
 
@@ -64,6 +65,9 @@ WITH locked AS (
 SELECT count(*) AS users FROM moved
 """,
 )
+
+
+Decided = tuple[Operation, Outcome, dict[str, int]]  # with the version that each account of it got
 
 
 class LedgerError(Exception):
@@ -114,15 +118,14 @@ def lock(connection: sa.Connection, account_ids: Iterable[str]) -> Books:
     return Books(Account(*row) for row in LOCK.rows(connection, (array(sorted(set(account_ids))),)))
 
 
-def write(
-    connection: sa.Connection, books: Books, decided: Sequence[tuple[Operation, Outcome, dict[str, int]]]
-) -> None:
+def write(connection: sa.Connection, books: Books, decided: Sequence[Decided]) -> None:
     """Write entries, balances and outcomes of a batch in one statement, and then how far its users have come.
 
-    decided: operations in the order of application, each with its outcome and the account versions that it made.
+    decided: operations in the order of application.
     Raises LedgerError if an operation was finished before, or a user's operations are not the next ones in order.
     """
     prefixes = finished_prefixes(operation for operation, _, _ in decided)
+    finished = told(books, decided)
     accounts = [books.accounts[account_id] for account_id in sorted(books.changed)]
     turns: dict[int, int] = {}
     for operation, _, _ in decided:
@@ -132,17 +135,36 @@ def write(
         (
             *columns(books.entries, 5),
             *columns([(account.id, account.balance, account.version) for account in accounts], 3),
-            array(operation.id for operation, _, _ in decided),
-            array(status_of(outcome) for _, outcome, _ in decided),
-            [rejection_json(outcome) for _, outcome, _ in decided],
-            array(versions.get(operation.account_id) for operation, _, versions in decided),
-            array(versions.get(operation.counterparty_id or "") for operation, _, versions in decided),
+            array(each.id for each in finished),
+            array(each.status for each in finished),
+            [each.rejection for each in finished],
+            array(each.account_version for each in finished),
+            array(each.counterparty_version for each in finished),
             *columns(sorted(turns.items()), 2),
+            notices.payload(finished),
         ),
     )
     moved = MOVE_ON.row(connection, columns([(user, *ends) for user, ends in sorted(prefixes.items())], 3))
     if written.finished != len(decided) or moved.users != len(prefixes):
         raise LedgerError(f"{written.finished} of {len(decided)} finished, {moved.users} of {len(prefixes)} users")
+
+
+def told(books: Books, decided: Sequence[Decided]) -> list[Finished]:
+    """What those who wait will read of each."""
+    balances: dict[tuple[str | None, int | None], int]
+    balances = {(account_id, version): balance for _, account_id, version, _, balance in books.entries}
+    return [
+        Finished(
+            id=operation.id,
+            status=status_of(outcome),
+            rejection=rejection_json(outcome),
+            account_version=(own := versions.get(operation.account_id)),
+            counterparty_version=(others := versions.get(operation.counterparty_id or "")),
+            balance_after=balances.get((operation.account_id, own)),
+            counterparty_balance_after=balances.get((operation.counterparty_id, others)),
+        )
+        for operation, outcome, versions in decided
+    ]
 
 
 def finished_prefixes(operations: Iterable[Operation]) -> dict[str, tuple[int, int]]:

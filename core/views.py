@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from core import sessions
 from core.db import Prepared, array
 from core.money import decimal_string
+from core.notices import Finished
 
 Document = dict[str, Any]
 
@@ -41,12 +42,12 @@ OPERATION_BY_KEY = Prepared(
     ["uuid", "text"],
     f"{OPERATION_COLUMNS} FROM operations o {OPERATION_JOINS} WHERE o.user_id = $1 AND o.idempotency_key = $2",
 )
-OUTCOMES = Prepared(
-    "outcomes",
+FINISHED = Prepared(
+    "finished",
     ["uuid[]"],
     """
-SELECT o.id, o.status, o.cancel_requested, o.rejection, o.apply_no, o.account_version, o.counterparty_version,
-       o.finished_at, e.balance_after, ce.balance_after AS counterparty_balance_after
+SELECT o.id, o.status, o.rejection, o.account_version, o.counterparty_version,
+       e.balance_after, ce.balance_after AS counterparty_balance_after, o.finished_at
   FROM operations o
   LEFT JOIN entries e ON e.account_id = o.account_id AND e.account_version = o.account_version
   LEFT JOIN entries ce ON ce.account_id = o.counterparty_id AND ce.account_version = o.counterparty_version
@@ -85,14 +86,15 @@ def find_operation(connection: sa.Connection, operation_id: str) -> Any:
     return OPERATION.row(connection, (operation_id,))
 
 
-def find_outcomes(connection: sa.Connection, operation_ids: Sequence[str]) -> list[Any]:
-    """For those of the operations that are finished, what has changed since they were accepted."""
-    return OUTCOMES.rows(connection, (array(operation_ids),))
+def find_finished(connection: sa.Connection, operation_ids: Sequence[str]) -> list[tuple[Finished, datetime]]:
+    """For those of the operations that are finished, what has changed since they were accepted, and when."""
+    rows = FINISHED.rows(connection, (array(operation_ids),))
+    return [(Finished(*changed), finished_at) for *changed, finished_at in rows]
 
 
-def with_outcome(row: Any, outcome: Any) -> Any:
-    """The row of an operation as it was, brought up to its outcome."""
-    return row._replace(**outcome._asdict())
+def as_finished(row: Any, finished: Finished, finished_at: datetime) -> Any:
+    """The row of an operation as it was, brought up to its end."""
+    return row._replace(finished_at=finished_at, **finished._asdict())
 
 
 def find_operation_by_key(connection: sa.Connection, user_id: str, key: str) -> Any:

@@ -1,27 +1,29 @@
 """Step 7 of the story: clients that wait are told after the commit.
 
-One thread in each process waits for all of them, and reads in one statement what has become of their operations.
-PostgreSQL's notification, which a drain's commit sends, is the hint; a look every quarter of a second is the guarantee.
+One thread in each process listens to what drains tell with their commits (`core/notices.py`), and hands it to whoever
+waits for it. That is a hint, as a bell is: a look at the database every quarter of a second is the guarantee.
 """
 
-import contextlib
 import select
-import socket
 import threading
 import time
+from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 import structlog
 
-from core import views
-from core.ledger import FINISHED_CHANNEL
+from core import notices, views
+from core.notices import Finished
 
 LOOK_SECONDS = 0.25
-FIRST_LOOK_SECONDS = 0.02  # for who has come since the last look: the operation may be finished already
+RECENT_MAX = 1_000  # finished operations are remembered: what was accepted a moment ago may be among them
 PAUSE_AFTER_ERROR_SECONDS = 0.5
 
 log = structlog.get_logger("kassa.waiting")
+Outcome = tuple[Finished, datetime]
 
 
 class Waiting:
@@ -32,35 +34,32 @@ class Waiting:
         self._engine = engine
         self._slots = threading.BoundedSemaphore(waiters_max)
         self._waiters: dict[str, list[Waiter]] = {}
-        self._newcomers = False
+        self._recent: dict[str, Outcome] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._knock, self._door = socket.socketpair()
-        self._knock.setblocking(False)
 
-    def until_finished(self, operation_id: str, seconds: float) -> Any:
-        """What `views.find_outcomes` tells of it. None when `seconds` have passed, or at once if too many wait."""
+    def until_finished(self, operation_id: str, seconds: float) -> Outcome | None:
+        """What has become of it, and when. None when `seconds` have passed, or at once if too many wait."""
         if seconds <= 0 or not self._slots.acquire(blocking=False):
             return None
         waiter = Waiter()
         try:
-            self._enter(operation_id, waiter)
-            waiter.event.wait(seconds)
+            if not self._enter(operation_id, waiter):
+                waiter.event.wait(seconds)
             return waiter.outcome
         finally:
             self._leave(operation_id, waiter)
             self._slots.release()
 
-    def _enter(self, operation_id: str, waiter: "Waiter") -> None:
+    def _enter(self, operation_id: str, waiter: "Waiter") -> bool:
+        """Returns whether its outcome is there already."""
         with self._lock:
+            waiter.outcome = self._recent.get(operation_id)
             self._waiters.setdefault(operation_id, []).append(waiter)
-            knocked, self._newcomers = self._newcomers, True
-            if self._thread is None:
+            if self._thread is None and waiter.outcome is None:
                 self._thread = threading.Thread(target=self._run_forever, name="waiting", daemon=True)
                 self._thread.start()
-        if not knocked:
-            with contextlib.suppress(BlockingIOError):  # a full socket means that it has been knocked already
-                self._knock.send(b".")
+            return waiter.outcome is not None
 
     def _leave(self, operation_id: str, waiter: "Waiter") -> None:
         with self._lock:
@@ -79,36 +78,49 @@ class Waiting:
                 time.sleep(PAUSE_AFTER_ERROR_SECONDS)
 
     def _listen(self, connection: sa.Connection) -> None:
-        connection.exec_driver_sql(f"LISTEN {FINISHED_CHANNEL}")
+        connection.exec_driver_sql(f"LISTEN {notices.CHANNEL}")
         database: Any = connection.connection.dbapi_connection
         poll = select.poll()
         poll.register(database.fileno(), select.POLLIN)
-        poll.register(self._door.fileno(), select.POLLIN)
+        next_look = 0.0
         while True:
-            waiting = self.run_once(connection)
-            if database.notifies:  # it came during that look, and will not make the socket readable again
-                database.notifies.clear()
-                continue
-            ready = {number for number, _ in poll.poll(LOOK_SECONDS * 1000 if waiting else None)}
-            if ready == {self._door.fileno()}:
-                self._door.recv(4096)
-                ready = {number for number, _ in poll.poll(FIRST_LOOK_SECONDS * 1000)}
-            if database.fileno() in ready:
+            complete, now = self.hear(database.notifies), time.monotonic()
+            if now >= next_look or not complete:
+                self.look(connection)
+                next_look = now + LOOK_SECONDS
+            elif poll.poll(1000 * (next_look - now)):
                 database.poll()
-                database.notifies.clear()
 
-    def run_once(self, connection: sa.Connection) -> int:
-        """Wake all whose operation is finished. Returns how many operations are still waited for."""
+    def hear(self, notifications: list[Any]) -> bool:
+        """Pass on what drains have told. Returns False if there is more than they could tell."""
+        complete = True
+        while notifications:
+            try:
+                notice = notices.read(notifications.pop(0).payload)
+            except msgspec.MsgspecError:  # a worker of another version
+                complete = False
+            else:
+                self._tell([(finished, notice.finished_at) for finished in notice.finished or ()])
+                complete = complete and notice.finished is not None
+        return complete
+
+    def look(self, connection: sa.Connection) -> None:
+        """Tell all whose operation is finished, whatever was heard of it."""
         with self._lock:
             ids = list(self._waiters)
-            self._newcomers = False
-        outcomes = views.find_outcomes(connection, ids) if ids else []
+        if ids:
+            self._tell(views.find_finished(connection, ids))
+
+    def _tell(self, outcomes: Iterable[Outcome]) -> None:
         with self._lock:
             for outcome in outcomes:
-                for waiter in self._waiters.get(outcome.id, []):
+                operation_id = outcome[0].id
+                self._recent[operation_id] = outcome
+                for waiter in self._waiters.get(operation_id, ()):
                     waiter.outcome = outcome
                     waiter.event.set()
-        return len(ids) - len(outcomes)
+            while len(self._recent) > RECENT_MAX:
+                del self._recent[next(iter(self._recent))]
 
 
 class Waiter:
@@ -116,4 +128,4 @@ class Waiter:
 
     def __init__(self) -> None:
         self.event = threading.Event()
-        self.outcome: Any = None
+        self.outcome: Outcome | None = None

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from core import lanes, ledger, rules, services
 from core.db import is_lock_timeout
 from core.lanes import LANE_BATCH_OPERATIONS_MAX, TURNS_MAX
+from core.ledger import Decided
 from core.operations import Account, Applied, Failed, Operation, Outcome, Shelf
 
 SLICE_SECONDS = 1.0  # then the lane's bell is rung again, and other lanes have their turn
@@ -26,7 +27,6 @@ ROOM = 4  # a lane that fills less than this part of a batch leaves room for oth
 LOGGED_OPERATIONS_MAX = 20  # of a batch; the rest is counted
 
 Decide = Callable[[Operation, Mapping[str, Account], Shelf], Outcome]
-Decided = tuple[Operation, Outcome, dict[str, int]]  # with the version that each account of it got
 log = structlog.get_logger("kassa.drain")
 
 
@@ -94,12 +94,11 @@ def drain_batch(
     operations: list[Operation] = []
     try:
         with engine.begin() as connection:
-            if not lanes.lock(connection, lane, wait=wait):
-                return Counter()
-            operations = lanes.next_pending(connection, [lane], limit)
-            if others and len(operations) < limit // ROOM:
-                taken_along = lanes.lock_others(connection, lane)
-                operations += lanes.next_pending(connection, taken_along, limit - len(operations))
+            if others:
+                locked = lanes.lock_with_others(connection, lane, limit // ROOM)
+            else:
+                locked = lanes.lock(connection, lane, wait=wait)
+            operations = lanes.next_pending(connection, locked, limit) if locked else []
             if not operations:
                 return Counter()
             decided = apply(connection, operations, decide)

@@ -23,10 +23,8 @@ log = structlog.get_logger("kassa.worker")
 TIME_LIMIT_SECONDS = 10  # then a decision loops, and its process is killed; the sweeper finds the operation
 PATIENCE_SECONDS_MAX = 0.02
 PATIENCE_SECONDS_PER_OPERATION = 0.001
-VAIN_LOOKS_MAX, VAIN_LOOKS_APART_SECONDS = (
-    3,
-    0.005,
-)  # who waits for answers asks in bursts
+VAIN_LOOKS_MAX = 3  # who waits for answers asks in bursts
+VAIN_LOOKS_APART_SECONDS = 0.005
 
 
 @app.task(name="drain", time_limit=TIME_LIMIT_SECONDS)

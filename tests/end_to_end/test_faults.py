@@ -14,6 +14,7 @@ SLOWER_SECONDS_MAX = 0.3
 APPLIED_SECONDS_MAX = 2.0
 FROZEN_SECONDS_MAX = 6.0
 ACCEPTING_SECONDS_MAX = 3.0
+LISTENING_AGAIN_SECONDS_MAX = 5.0  # and not only when the ten seconds are over
 
 
 def accept_and_time(alice: User, count: int = 10) -> tuple[list[str], float]:
@@ -155,6 +156,31 @@ def test_accepting_resumes_when_postgresql_is_back(kassa: Kassa):
     back = until(lambda: alice.operate(wait=0, type="deposit", amount=1, key="back").status_code == 202)
     assert back <= ACCEPTING_SECONDS_MAX
     assert seconds_until_applied(alice, before) <= SETTLE_SECONDS
+
+
+def end_listening(kassa: Kassa) -> int:
+    """End the connections by which those who wait are told. Returns how many there were."""
+    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'kassa-api-waiting'"
+    with kassa.engine.connect() as connection:
+        return len(connection.exec_driver_sql(query).all())
+
+
+def test_who_waits_is_told_although_the_listening_connections_are_lost(kassa: Kassa):
+    alice = kassa.user()
+    for process in ("worker", "sweeper"):
+        kassa.signal(process, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(alice.operate, wait=10, type="deposit", amount=777)
+            until(lambda: end_listening(kassa))
+            for process in ("worker", "sweeper"):
+                kassa.signal(process, signal.SIGCONT)
+            answer = waiting.result()
+    finally:
+        for process in ("worker", "sweeper"):
+            kassa.signal(process, signal.SIGCONT)
+    assert (answer.status_code, answer.json()["balance_after"]) == (200, 777)
+    assert answer.elapsed.total_seconds() < LISTENING_AGAIN_SECONDS_MAX
 
 
 def test_what_is_stored_is_never_called_refused(kassa: Kassa):

@@ -57,7 +57,7 @@ def scanned(engine: sa.Engine, statement: Prepared) -> set[str]:
 
 def test_no_prepared_statement_reads_a_large_table_whole(large: sa.Engine):
     names = [statement.name for statement in statements()]
-    assert {"accept", "accept_batch", "accept_group", "pending", "write_outcomes", "outcomes"} <= set(names)
+    assert {"accept", "accept_batch", "accept_group", "pending", "write_outcomes", "finished"} <= set(names)
     assert {statement.name: found for statement in statements() if (found := scanned(large, statement))} == {}
     assert scanned(large, Prepared("whole", ["bigint"], "SELECT id FROM operations WHERE amount > $1")) == {
         "operations"
