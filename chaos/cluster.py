@@ -102,6 +102,7 @@ class Cluster:
         self.cluster_directory = (self.data_dir / "postgres").resolve()
         command = [*postgres.command, "-c", "min_wal_size=32MB", "-c", "max_wal_size=64MB"]
         command += ["-c", "deadlock_timeout=100ms"]  # before those who drain give up waiting: else it is not counted
+        command += ["-c", "log_error_verbosity=default"]  # who was in it
         environment = dict(self.environment)
         self.clock = self.cluster_directory.parent / "clock"
         if FAKETIME.exists():

@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import falcon
@@ -26,15 +25,13 @@ METHODS = {"get", "post", "put", "patch", "delete"}
 
 
 @pytest.fixture(scope="module")
-def app() -> Iterator[openapi.App]:
+def app() -> openapi.App:
     """The application; nothing is there that it could connect to."""
     nowhere = {"database_url": "postgresql://nobody@127.0.0.1:1/none", "redis_url": "redis://127.0.0.1:1/0"}
     dependencies = Dependencies.make(Settings(secret_key="not secret at all, but long enough", **nowhere))
     app = build(dependencies)
     assert isinstance(app, openapi.App)
-    yield app
-    for end in (dependencies.waiting._knock, dependencies.waiting._door):  # a process keeps them until it ends
-        end.close()
+    return app
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,6 @@ def engines(running: Kassa) -> Iterator[list[sa.Engine]]:
     yield [dependencies.engine, dependencies.reader]
     for engine in (dependencies.engine, dependencies.reader):
         engine.dispose()
-    for end in (dependencies.waiting._knock, dependencies.waiting._door):
-        end.close()
 
 
 @pytest.mark.parametrize(

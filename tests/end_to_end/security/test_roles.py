@@ -1,7 +1,7 @@
 """Who may call what, from the router itself: every call by every role, and by nobody."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -22,12 +22,10 @@ WITH_BODY = ("POST", "PATCH", "PUT")
 
 
 @pytest.fixture(scope="module")
-def responders(running: Kassa) -> Iterator[dict[str, Callable]]:
+def responders(running: Kassa) -> dict[str, Callable]:
     """Every call of the router, with what answers it."""
     dependencies = Dependencies.make(settings.load(running.stack.environment))
-    yield build(dependencies).responders  # type: ignore[attr-defined]
-    for end in (dependencies.waiting._knock, dependencies.waiting._door):
-        end.close()
+    return build(dependencies).responders  # type: ignore[attr-defined]
 
 
 def ask(kassa: Kassa, call: str, token: str = "") -> httpx.Response:
