@@ -62,9 +62,9 @@ class Operations:
         """The operation once it is finished, or as it is when the time is over."""
         if row.status != "pending":
             return row
-        outcome = self.dependencies.waiting.until_finished(row.id, seconds)
-        if outcome is not None:
-            return views.as_finished(row, *outcome)
+        finished = self.dependencies.waiting.until_finished(row.id, seconds)
+        if finished is not None:
+            return views.as_finished(row, finished)
         try:
             with self.dependencies.reader.connect() as connection:
                 return views.find_operation(connection, row.id) or row

@@ -36,11 +36,11 @@ def run(bench: Bench, seconds: int, parts: Sequence[str]) -> str:
         wait_until_applied(bench)
         last = peak(bench, part)
         lines.append(
-            f"{part}: {first:,.0f} applied/s with {connections} connections before, and {last:,.0f} after; with "
-            f"{TIMES * connections} for {seconds} s {reached:,.0f}/s ({2 * reached / (first + last):.2f} of the peak), "
-            f"answers {result['statuses']}, "
-            f"p99 {result['p99'] / 1000:,.0f} ms; API {before / MEBIBYTE:.0f} MiB before and {grown / MEBIBYTE:.0f} "
-            f"after; a request takes under {1000 * NORMAL_SECONDS:.0f} ms again after {took:.1f} s"
+            f"{part}: {first:,.0f} applied/s with {connections} connections before, and {last:,.0f} after; "
+            f"with {TIMES * connections} for {seconds} s {reached:,.0f}/s, {reached / first:.2f} and "
+            f"{reached / last:.2f} of that, answers {result['statuses']}, p99 {result['p99'] / 1000:,.0f} ms; "
+            f"API {before / MEBIBYTE:.0f} MiB before and {grown / MEBIBYTE:.0f} after; "
+            f"a request takes under {1000 * NORMAL_SECONDS:.0f} ms again after {took:.1f} s"
         )
     return "\n".join(lines)
 

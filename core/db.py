@@ -40,6 +40,8 @@ SESSION = {
     "statement_timeout": "15s",
     # A client that died while its statement waited for a lock must not have it executed afterwards.
     "client_connection_check_interval": "1s",
+    # A stopped client takes nothing in: PostgreSQL would keep all notifications for it until there is no more room.
+    "tcp_user_timeout": "10s",
     "timezone": "UTC",
 }
 # Of those who drain: shorter than the time after which a frozen one loses its locks. Else a second one, frozen while it

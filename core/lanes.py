@@ -13,7 +13,7 @@ TURNS_MAX = 40  # of a batch: so many operations of one user at most, that other
 LOCK = Prepared("lock_lane", ["int"], "SELECT id FROM lanes WHERE id = $1 FOR NO KEY UPDATE")
 LOCK_IF_FREE = Prepared("lock_free_lane", ["int"], f"{LOCK.sql} SKIP LOCKED")
 # The lane itself is waited for before any other is locked, and none of the others is waited for: so nobody waits for
-# one lane while holding another.
+# one lane while holding another. What is known of work is from before the wait: those who have come since have bells.
 LOCK_WITH_OTHERS = Prepared(
     "lock_lanes",
     ["int", "int"],
@@ -72,8 +72,8 @@ def lock(connection: sa.Connection, lane: int, *, wait: bool) -> list[int]:
 
 
 def lock_with_others(connection: sa.Connection, lane: int, few: int) -> list[int]:
-    """The same, and where fewer than so many operations are pending there, the locks of all other lanes that have work
-    and that nobody else is at. Returns the lanes, the first one first.
+    """Take the lane's lock, waiting for it; and where fewer than `few` operations are pending there, the locks of all
+    other lanes that have work and that nobody else is at. Returns the lanes, `lane` first; nothing if it is not there.
     """
     return [row.id for row in LOCK_WITH_OTHERS.rows(connection, (lane, few))]
 

@@ -1,7 +1,7 @@
 """Step 6, the writing half: the accounts that a drain has locked, and the one writer of balances and entries."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import sqlalchemy as sa
@@ -26,7 +26,7 @@ WRITE = Prepared(
         *("uuid[]", "uuid[]", "bigint[]", "bigint[]", "bigint[]"),
         *("uuid[]", "bigint[]", "bigint[]"),
         *("uuid[]", "text[]", "text[]", "bigint[]", "bigint[]"),
-        *("int[]", "bigint[]", "text"),
+        *("int[]", "bigint[]", "json"),
     ],
     f"""
 WITH posted AS (
@@ -47,7 +47,7 @@ WITH posted AS (
     UPDATE lanes SET turn = greatest(lanes.turn, l.turn) FROM unnest($14, $15) AS l (id, turn) WHERE lanes.id = l.id
 )
 SELECT (SELECT count(*) FROM finished) AS finished,
-       pg_notify('{notices.CHANNEL}', '[' || to_json(statement_timestamp())::text || ',' || $16 || ']')
+       pg_notify('{notices.CHANNEL}', json_build_array(statement_timestamp(), $16)::text)
 """,
 )
 
@@ -125,7 +125,7 @@ def write(connection: sa.Connection, books: Books, decided: Sequence[Decided]) -
     Raises LedgerError if an operation was finished before, or a user's operations are not the next ones in order.
     """
     prefixes = finished_prefixes(operation for operation, _, _ in decided)
-    finished = told(books, decided)
+    finished = list(outcomes(books, decided))
     accounts = [books.accounts[account_id] for account_id in sorted(books.changed)]
     turns: dict[int, int] = {}
     for operation, _, _ in decided:
@@ -149,22 +149,23 @@ def write(connection: sa.Connection, books: Books, decided: Sequence[Decided]) -
         raise LedgerError(f"{written.finished} of {len(decided)} finished, {moved.users} of {len(prefixes)} users")
 
 
-def told(books: Books, decided: Sequence[Decided]) -> list[Finished]:
-    """What those who wait will read of each."""
-    balances: dict[tuple[str | None, int | None], int]
-    balances = {(account_id, version): balance for _, account_id, version, _, balance in books.entries}
-    return [
-        Finished(
-            id=operation.id,
-            status=status_of(outcome),
-            rejection=rejection_json(outcome),
-            account_version=(own := versions.get(operation.account_id)),
-            counterparty_version=(others := versions.get(operation.counterparty_id or "")),
-            balance_after=balances.get((operation.account_id, own)),
-            counterparty_balance_after=balances.get((operation.counterparty_id, others)),
+def outcomes(books: Books, decided: Sequence[Decided]) -> Iterator[Finished]:
+    """What is written of each operation, and what those who wait read of it."""
+    balances: dict[tuple[str | None, int | None], int] = {}
+    if len(decided) <= notices.OPERATIONS_MAX:  # of more nobody is told
+        balances = {(account_id, version): balance for _, account_id, version, _, balance in books.entries}
+    for operation, outcome, versions in decided:
+        version = versions.get(operation.account_id)
+        counterparty_version = versions.get(operation.counterparty_id or "")
+        yield Finished(
+            operation.id,
+            status_of(outcome),
+            rejection_json(outcome),
+            version,
+            counterparty_version,
+            balance_after=balances.get((operation.account_id, version)),
+            counterparty_balance_after=balances.get((operation.counterparty_id, counterparty_version)),
         )
-        for operation, outcome, versions in decided
-    ]
 
 
 def finished_prefixes(operations: Iterable[Operation]) -> dict[str, tuple[int, int]]:
@@ -192,11 +193,11 @@ STATUS = {Applied: "applied", Rejected: "rejected", Canceled: "canceled", Failed
 
 
 def rejection_json(outcome: Outcome) -> str | None:
-    """A rejection as clients will read it; None for other outcomes."""
+    """A rejection as clients will read it, in the order that jsonb gives it; None for other outcomes."""
     if not isinstance(outcome, Rejected):
         return None
-    told = {"code": outcome.code, "title": outcome.title, "detail": outcome.detail}
-    return json.dumps(told | dict(outcome.facts))
+    told = {"code": outcome.code, "title": outcome.title, "detail": outcome.detail, **outcome.facts}
+    return json.dumps({name: told[name] for name in sorted(told, key=lambda name: (len(name), name))})
 
 
 def touched(operation_ids: Iterable[Iterable[str]]) -> set[str]:

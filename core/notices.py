@@ -6,13 +6,13 @@ lost with a connection, and where it would be too long it only says that there i
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-CHANNEL = "kassa_finished"
+CHANNEL = "kassa_finished"  # whoever changes Finished changes this name: workers and API may be of two versions
 BYTES_MAX = 7_900  # PostgreSQL's own limit is 8,000
-OPERATIONS_MAX = 90  # that is how many have room there
+OPERATIONS_MAX = 80  # so many have room there, unless they were rejected
 
 
 class Finished(NamedTuple):
@@ -20,29 +20,33 @@ class Finished(NamedTuple):
 
     id: str
     status: str
-    rejection: Any  # as JSON, or read already
+    rejection: str | dict[str, str | int] | None  # as JSON, or read already
     account_version: int | None
     counterparty_version: int | None
     balance_after: int | None
     counterparty_balance_after: int | None
+    finished_at: datetime | None = None  # a drain does not know it yet: PostgreSQL says when
 
 
 class Notice(NamedTuple):
-    """A drain's notice; `finished` is None where they are too many to tell."""
+    """As it travels: a JSON array."""
 
     finished_at: datetime
     finished: list[Finished] | None
 
 
 def payload(finished: Sequence[Finished]) -> str:
-    """As JSON, or null; `ledger.WRITE` adds when."""
-    told = msgspec.json.encode(finished).decode() if len(finished) <= OPERATIONS_MAX else "null"
-    return told if len(told) <= BYTES_MAX else "null"
+    """The second half of a notice as JSON: null where they are too many to tell. `ledger.WRITE` adds the first."""
+    told = msgspec.json.encode(finished if len(finished) <= OPERATIONS_MAX else None)
+    return told.decode() if len(told) <= BYTES_MAX else "null"
 
 
-def read(text: str) -> Notice:
-    """The notice. Raises msgspec.ValidationError or DecodeError where it is none of ours."""
-    return decoder.decode(text)
+def read(text: str) -> list[Finished] | None:
+    """What a notice tells, None where it was too much. Raises msgspec.MsgspecError where it is none of ours."""
+    notice = decoder.decode(text)
+    if notice.finished is None:
+        return None
+    return [each._replace(finished_at=notice.finished_at) for each in notice.finished]
 
 
 decoder = msgspec.json.Decoder(Notice)

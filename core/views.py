@@ -86,15 +86,14 @@ def find_operation(connection: sa.Connection, operation_id: str) -> Any:
     return OPERATION.row(connection, (operation_id,))
 
 
-def find_finished(connection: sa.Connection, operation_ids: Sequence[str]) -> list[tuple[Finished, datetime]]:
-    """For those of the operations that are finished, what has changed since they were accepted, and when."""
-    rows = FINISHED.rows(connection, (array(operation_ids),))
-    return [(Finished(*changed), finished_at) for *changed, finished_at in rows]
+def find_finished(connection: sa.Connection, operation_ids: Sequence[str]) -> list[Finished]:
+    """For those of the operations that are finished, what has changed since they were accepted."""
+    return [Finished(*row) for row in FINISHED.rows(connection, (array(operation_ids),))]
 
 
-def as_finished(row: Any, finished: Finished, finished_at: datetime) -> Any:
+def as_finished(row: Any, finished: Finished) -> Any:
     """The row of an operation as it was, brought up to its end."""
-    return row._replace(finished_at=finished_at, **finished._asdict())
+    return row._replace(**finished._asdict())
 
 
 def find_operation_by_key(connection: sa.Connection, user_id: str, key: str) -> Any:

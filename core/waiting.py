@@ -7,8 +7,8 @@ waits for it. That is a hint, as a bell is: a look at the database every quarter
 import select
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -19,11 +19,11 @@ from core import notices, views
 from core.notices import Finished
 
 LOOK_SECONDS = 0.25
+LOOK_AGAIN_SECONDS = 0.02  # for who is about to wait for something of which a notice could not tell
 RECENT_MAX = 1_000  # finished operations are remembered: what was accepted a moment ago may be among them
 PAUSE_AFTER_ERROR_SECONDS = 0.5
 
 log = structlog.get_logger("kassa.waiting")
-Outcome = tuple[Finished, datetime]
 
 
 class Waiting:
@@ -34,32 +34,33 @@ class Waiting:
         self._engine = engine
         self._slots = threading.BoundedSemaphore(waiters_max)
         self._waiters: dict[str, list[Waiter]] = {}
-        self._recent: dict[str, Outcome] = {}
+        self._recent: OrderedDict[str, Finished] = OrderedDict()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def until_finished(self, operation_id: str, seconds: float) -> Outcome | None:
-        """What has become of it, and when. None when `seconds` have passed, or at once if too many wait."""
+    def until_finished(self, operation_id: str, seconds: float) -> Finished | None:
+        """What has become of the operation. None when `seconds` have passed, or at once if too many wait."""
+        if recent := self._recent.get(operation_id):
+            return recent
         if seconds <= 0 or not self._slots.acquire(blocking=False):
             return None
         waiter = Waiter()
         try:
-            if not self._enter(operation_id, waiter):
-                waiter.event.wait(seconds)
-            return waiter.outcome
+            self._enter(operation_id, waiter)
+            waiter.event.wait(seconds)
+            return waiter.finished
         finally:
             self._leave(operation_id, waiter)
             self._slots.release()
 
-    def _enter(self, operation_id: str, waiter: "Waiter") -> bool:
-        """Returns whether its outcome is there already."""
+    def _enter(self, operation_id: str, waiter: "Waiter") -> None:
         with self._lock:
-            waiter.outcome = self._recent.get(operation_id)
+            if recent := self._recent.get(operation_id):  # it has just been told
+                waiter.tell(recent)
             self._waiters.setdefault(operation_id, []).append(waiter)
-            if self._thread is None and waiter.outcome is None:
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._run_forever, name="waiting", daemon=True)
                 self._thread.start()
-            return waiter.outcome is not None
 
     def _leave(self, operation_id: str, waiter: "Waiter") -> None:
         with self._lock:
@@ -84,11 +85,12 @@ class Waiting:
         poll.register(database.fileno(), select.POLLIN)
         next_look = 0.0
         while True:
-            complete, now = self.hear(database.notifies), time.monotonic()
-            if now >= next_look or not complete:
+            complete = self.hear(database.notifies)
+            left = next_look - time.monotonic()
+            if left <= 0 or not complete:
                 self.look(connection)
-                next_look = now + LOOK_SECONDS
-            elif poll.poll(1000 * (next_look - now)):
+                next_look = time.monotonic() + (LOOK_SECONDS if complete else LOOK_AGAIN_SECONDS)
+            elif poll.poll(1000 * left):
                 database.poll()
 
     def hear(self, notifications: list[Any]) -> bool:
@@ -96,12 +98,12 @@ class Waiting:
         complete = True
         while notifications:
             try:
-                notice = notices.read(notifications.pop(0).payload)
-            except msgspec.MsgspecError:  # a worker of another version
-                complete = False
-            else:
-                self._tell([(finished, notice.finished_at) for finished in notice.finished or ()])
-                complete = complete and notice.finished is not None
+                finished = notices.read(notifications.pop(0).payload)
+            except msgspec.MsgspecError as error:  # a worker of another version
+                log.info("notice_not_understood", error=repr(error))
+                finished = None
+            self._tell(finished or ())
+            complete = complete and finished is not None
         return complete
 
     def look(self, connection: sa.Connection) -> None:
@@ -111,21 +113,24 @@ class Waiting:
         if ids:
             self._tell(views.find_finished(connection, ids))
 
-    def _tell(self, outcomes: Iterable[Outcome]) -> None:
+    def _tell(self, finished: Iterable[Finished]) -> None:
         with self._lock:
-            for outcome in outcomes:
-                operation_id = outcome[0].id
-                self._recent[operation_id] = outcome
-                for waiter in self._waiters.get(operation_id, ()):
-                    waiter.outcome = outcome
-                    waiter.event.set()
+            for each in finished:
+                self._recent[each.id] = each
+                for waiter in self._waiters.get(each.id, ()):
+                    waiter.tell(each)
             while len(self._recent) > RECENT_MAX:
-                del self._recent[next(iter(self._recent))]
+                self._recent.popitem(last=False)
 
 
 class Waiter:
-    """One who waits, and the operation's outcome once it is there."""
+    """One who waits, and what has become of the operation once that is known."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
-        self.outcome: Outcome | None = None
+        self.finished: Finished | None = None
+
+    def tell(self, finished: Finished) -> None:
+        """Wake them up."""
+        self.finished = finished
+        self.event.set()

@@ -58,7 +58,8 @@ def drain(
     """Apply the lane's pending operations until none is left or the time is over.
 
     wait: whether to wait where somebody else holds the lane's lock, rather than leave the lane to them.
-    others: whether other lanes with work are taken along where this one leaves room: one transaction serves them all.
+    others: whether other lanes with work are taken along where this one leaves room: one transaction serves them all;
+    for the lane itself it waits in any case.
     """
     done, limit, deadline = Drained(), LANE_BATCH_OPERATIONS_MAX, time.monotonic() + seconds
     deciding = decide
