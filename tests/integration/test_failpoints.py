@@ -127,7 +127,7 @@ ROADS = {
         hand_in_all,
         (["applied", "applied", "rejected"],),
         frozenset(
-            {"EXECUTE lock_lane_0", "EXECUTE pending_0", "EXECUTE lock_accounts_0", "INSERT INTO purchases"}
+            {"EXECUTE lock_lanes_0", "EXECUTE pending_0", "EXECUTE lock_accounts_0", "INSERT INTO purchases"}
             | {"EXECUTE write_outcomes_0", "EXECUTE move_on_0", "COMMIT"}
         ),
     ),
