@@ -22,6 +22,7 @@ from worker.drain import Decide, drain
 STRIKES_MAX = 2
 DECISION_SECONDS_MAX = 1.0  # a decision takes microseconds
 CHILD_SECONDS_MAX = 20.0  # longer than any statement may take
+ORPHAN_SECONDS = 1.0  # later a child ends by itself: its parent was killed, and it may never come to an end
 POLL_SECONDS = 0.005
 ID_BYTES = 36
 
@@ -83,7 +84,8 @@ def noting(deciding: mmap.mmap, strikes: Mapping[str, int], decide: Decide) -> D
 
 
 def drain_and_exit(engine: sa.Engine, lanes: Sequence[int], seconds: float, decide: Decide) -> None:
-    """The child. It leaves its parent's connections alone, and never returns."""
+    """The child. It leaves its parent's connections alone, and never returns; without its parent it ends some day."""
+    signal.setitimer(signal.ITIMER_REAL, CHILD_SECONDS_MAX + ORPHAN_SECONDS)
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,10 @@
 """The Celery tasks: a few lines each, around what `worker/drain.py` and `core` do."""
 
+import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -21,13 +24,25 @@ doorbell = Doorbell(configuration.redis_url, configuration.broker)
 log = structlog.get_logger("kassa.worker")
 
 TIME_LIMIT_SECONDS = 10  # then a decision loops, and its process is killed; the sweeper finds the operation
+ORPHAN_SECONDS = TIME_LIMIT_SECONDS + 2
 PATIENCE_SECONDS_MAX = 0.02
 PATIENCE_SECONDS_PER_OPERATION = 0.001
 VAIN_LOOKS_MAX = 3  # who waits for answers asks in bursts
 VAIN_LOOKS_APART_SECONDS = 0.005
 
 
+@contextmanager
+def ending_in_any_case() -> Iterator[None]:
+    """Celery's time limit is kept by the parent of this process, which may have been killed: then it ends by itself."""
+    signal.alarm(ORPHAN_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
 @app.task(name="drain", time_limit=TIME_LIMIT_SECONDS)
+@ending_in_any_case()
 def drain_lane(lane: int) -> dict[str, Any]:
     """Answer a lane's bell, and take other lanes with work along, again and again while there is something to find.
 

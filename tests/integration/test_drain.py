@@ -21,8 +21,8 @@ from core import acceptance, lanes, ledger, rules
 from core.lanes import TURNS_MAX
 from core.operations import Account, Applied, Operation, Outcome, Posting, Shelf
 from tests.conftest import LANES
-from tests.integration.conftest import Bank, User, aside, until
-from worker import sweeper
+from tests.integration.conftest import SETTLE_SECONDS, Bank, User, aside, until
+from worker import apart, sweeper
 from worker.drain import Decide, drain, drain_batch
 
 UNLUCKY = 666  # the amount that cannot be written, or not decided
@@ -369,6 +369,27 @@ def test_the_sweeper_drains_what_did_not_move_between_two_looks(bank: Bank):
     sweeps.look()
     assert bank.counts() == {"applied": 2}
     assert sweeps.look() == {}
+
+
+def test_a_sweep_that_never_ends_does_when_its_sweeper_was_killed(bank: Bank, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(apart, "CHILD_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(apart, "DECISION_SECONDS_MAX", SETTLE_SECONDS)
+    bank.accept(bank.user())
+    sweeping = os.fork()
+    if sweeping == 0:
+        apart.drain_apart(bank.engine, [0], Counter(), 1.0, for_ever)
+    try:
+        child = until(lambda: psutil.Process(sweeping).children())[0]
+    finally:
+        os.kill(sweeping, signal.SIGKILL)
+        os.waitpid(sweeping, 0)
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def for_ever(*_: object) -> Outcome:
+    """A decision that never ends."""
+    while True:
+        pass
 
 
 def test_the_sweeper_leaves_a_lane_alone_that_moves(bank: Bank):
