@@ -2,7 +2,9 @@
 
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -165,20 +167,25 @@ def end_listening(kassa: Kassa) -> int:
         return len(connection.exec_driver_sql(query).all())
 
 
-def test_who_waits_is_told_although_the_listening_connections_are_lost(kassa: Kassa):
-    alice = kassa.user()
+@contextmanager
+def nobody_draining(kassa: Kassa) -> Iterator[None]:
+    """Workers and sweeper frozen for as long."""
     for process in ("worker", "sweeper"):
         kassa.signal(process, signal.SIGSTOP)
     try:
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(alice.operate, wait=10, type="deposit", amount=777)
-            until(lambda: end_listening(kassa))
-            for process in ("worker", "sweeper"):
-                kassa.signal(process, signal.SIGCONT)
-            answer = waiting.result()
+        yield
     finally:
         for process in ("worker", "sweeper"):
             kassa.signal(process, signal.SIGCONT)
+
+
+def test_who_waits_is_told_although_the_listening_connections_are_lost(kassa: Kassa):
+    alice = kassa.user()
+    with ThreadPoolExecutor(1) as pool:
+        with nobody_draining(kassa):
+            waiting = pool.submit(alice.operate, wait=10, type="deposit", amount=777)
+            until(lambda: end_listening(kassa))
+        answer = waiting.result()
     assert (answer.status_code, answer.json()["balance_after"]) == (200, 777)
     assert answer.elapsed.total_seconds() < LISTENING_AGAIN_SECONDS_MAX
 
@@ -186,17 +193,11 @@ def test_who_waits_is_told_although_the_listening_connections_are_lost(kassa: Ka
 def test_what_is_stored_is_never_called_refused(kassa: Kassa):
     """The database dies while the client waits for the outcome of what was accepted before."""
     alice = kassa.user()
-    for process in ("worker", "sweeper"):
-        kassa.signal(process, signal.SIGSTOP)
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(alice.operate, wait=2, type="deposit", amount=777)
-            until(lambda: kassa.pending() == 1)
-            kassa.kill("postgres")
-            answer = waiting.result()
-    finally:
-        for process in ("worker", "sweeper"):
-            kassa.signal(process, signal.SIGCONT)
+    with nobody_draining(kassa), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(alice.operate, wait=2, type="deposit", amount=777)
+        until(lambda: kassa.pending() == 1)
+        kassa.kill("postgres")
+        answer = waiting.result()
     assert (answer.status_code, answer.json().get("status")) == (202, "pending")
     until(lambda: answers(kassa))
     until(lambda: alice.get("/v1/balance").json().get("balance") == 777)
