@@ -14,6 +14,7 @@ from core import accounts, rates, statement, views
 from core.errors import Refusal
 from core.identity import reads_everything
 from core.money import is_currency
+from core.views import Asked
 
 
 class Accounts:
@@ -60,16 +61,14 @@ class Accounts:
         if query.min_seq is not None:
             require(self.dependencies, request, EVERYONE)
             self._wait_for_seq(bearer.user_id, query.min_seq, query.wait)
-        with self.dependencies.reader.connect() as connection:
-            row = views.find_account_for(connection, bearer.session_id, bearer.user_id, account_id)
-            if (
-                row is None
-                or row.id is None
-                or not (row.user_id == bearer.user_id or reads_everything(row.caller_role))
-            ):
-                raise Refusal("account_not_found", "You have no such account.")
-            then = statement.point(connection, row.id, query.at, inclusive=True) if query.at else None
-            [document] = in_currency(connection, [views.account(row, then)], query.currency)
+        row = self.dependencies.accounts.ask(Asked(bearer.session_id, bearer.user_id, account_id))
+        if row is None or row.id is None or not (row.user_id == bearer.user_id or reads_everything(row.caller_role)):
+            raise Refusal("account_not_found", "You have no such account.")
+        document = views.account(row)
+        if query.at or query.currency:
+            with self.dependencies.reader.connect() as connection:
+                then = statement.point(connection, row.id, query.at, inclusive=True) if query.at else None
+                [document] = in_currency(connection, [views.account(row, then)], query.currency)
         send_tagged(request, response, document)
 
     def _wait_for_seq(self, user_id: str, seq: int, seconds: int) -> None:

@@ -1,26 +1,33 @@
 """What the resources work with, made once in each API process."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 import sqlalchemy as sa
 
-from core import db
+from core import db, views
 from core.doorbell import Doorbell, redis_client
 from core.gathering import Gathering
 from core.limits import Limits
 from core.settings import Settings
+from core.together import Together
+from core.views import Asked
 from core.waiting import Waiting
 
 # To the database, of each process; requests beyond wait core.db.POOL_WAIT_SECONDS for one.
 READERS_MAX = 8
 TRANSACTIONS_MAX = 8
+READ_TOGETHER_MAX = 64
 WAITERS_MAX = 1_000  # of a process's connections: the rest always serves those who do not wait
 
 
 @dataclass(frozen=True)
 class Dependencies:
-    """engine: for transactions; reader: in autocommit, for work of one statement, accepting an operation included."""
+    """engine: for transactions; reader: in autocommit, for work of one statement, accepting an operation included;
+    accounts, operations: what is read of them.
+    """
 
     settings: Settings
     engine: sa.Engine
@@ -30,6 +37,8 @@ class Dependencies:
     doorbell: Doorbell
     waiting: Waiting
     broker: redis.Redis
+    accounts: Together[Asked, Any]
+    operations: Together[Asked, Any]
 
     @classmethod
     def make(cls, settings: Settings) -> "Dependencies":
@@ -53,4 +62,18 @@ class Dependencies:
             doorbell=Doorbell(settings.redis_url, settings.broker),
             waiting=Waiting(listener, WAITERS_MAX),
             broker=redis_client(settings.redis_url),
+            accounts=reading_together(reader, views.find_accounts_for),
+            operations=reading_together(reader, views.find_operations_for),
         )
+
+
+def reading_together(
+    reader: sa.Engine, find: Callable[[sa.Connection, Sequence[Asked]], Sequence[Any]]
+) -> Together[Asked, Any]:
+    """What clients ask for most, read for several of them in one round trip."""
+
+    def find_all(asked: Sequence[Asked]) -> Sequence[Any]:
+        with reader.connect() as connection:
+            return find(connection, asked)
+
+    return Together(find_all, READ_TOGETHER_MAX)

@@ -18,9 +18,10 @@ from api.schemas import AnyOperation, OperationBody, OperationsQuery, WaitQuery
 from core import history, views
 from core.acceptance import Accepted, Asker, request_cancellation
 from core.errors import Refusal
-from core.identity import Caller
+from core.identity import Caller, reads_everything
 from core.metrics import ACCEPTED
 from core.operations import Command
+from core.views import Asked
 
 RETRY_AFTER_SECONDS = "1"
 MAY_ASK = ("user", "service", "admin")
@@ -88,23 +89,24 @@ class Operations:
             most = self.dependencies.limits.user_pending_max
             tell_limit(response, most, max(0, most - accepted.row.user_pending))
 
-    @allowed(*EVERYONE)
+    @allowed(*EVERYONE, looks_itself=True)
     def on_get_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
         """One operation; with `wait`, as soon as it is finished."""
         query: WaitQuery = read_query(request, WaitQuery)
-        caller: Caller = request.context.caller
-        row = self._find(caller, str(id))
+        bearer: Bearer = request.context.bearer
+        row = self._find(bearer, str(id))
         if query.wait:
             row = self._await(row, query.wait)
         if row.status == "pending":
             response.set_header("Retry-After", RETRY_AFTER_SECONDS)
-        send_tagged(request, response, views.operation(row, incoming=views.is_incoming(row, caller.id)))
+        send_tagged(request, response, views.operation(row, incoming=views.is_incoming(row, bearer.user_id)))
 
-    def _find(self, caller: Caller, operation_id: str) -> Any:
-        """The operation, if the caller may see it. Raises Refusal operation_not_found."""
-        with self.dependencies.reader.connect() as connection:
-            row = views.find_operation(connection, operation_id)
-        if row is None or not (caller.reads_everything or views.may_see_operation(row, caller.id)):
+    def _find(self, bearer: Bearer, operation_id: str) -> Any:
+        """The operation, if who asks may see it. Raises Refusal operation_not_found."""
+        row = self.dependencies.operations.ask(Asked(bearer.session_id, bearer.user_id, operation_id))
+        if row is None or row.id is None:
+            raise Refusal("operation_not_found", "You have no such operation.")
+        if not (reads_everything(row.caller_role) or views.may_see_operation(row, bearer.user_id)):
             raise Refusal("operation_not_found", "You have no such operation.")
         return row
 
@@ -132,8 +134,8 @@ class Operations:
     @allowed("user", "service", "admin")
     def on_delete_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
         """Take an operation back, unless it is finished."""
-        caller: Caller = request.context.caller
-        row = self._find(caller, str(id))
+        caller, bearer = request.context.caller, request.context.bearer
+        row = self._find(bearer, str(id))
         if row.user_id != caller.id and not caller.acts_for_others:
             raise Refusal("operation_not_found", "You have no such operation.")
         if row.status != "pending":
@@ -142,7 +144,7 @@ class Operations:
             request_cancellation(connection, row.id, row.lane)
         request.context.stored = True
         self.dependencies.doorbell.ring(row.lane)
-        row = self._await(self._find(caller, row.id), CANCEL_WAIT_SECONDS)
+        row = self._await(self._find(bearer, row.id), CANCEL_WAIT_SECONDS)
         if row.status not in ("canceled", "pending"):
             raise Refusal("already_finished", f"The operation is {row.status}.", operation=views.operation(row))
         send(response, views.operation(row))

@@ -29,7 +29,7 @@ FAMILIES_IN_TURN = 2
 QUIET_EVERY = 4  # rounds one has no faults
 # PostgreSQL's timeouts follow its clock: where that is set back while locks are waited for, they come as much later. So
 # nobody keeps locks for long in the same round; docs/reliability.md says what that means.
-WAITING = ("deadlock", "convoy", "freeze", "postgres")
+WAITING = ("deadlock", "convoy", "freeze", "holders", "postgres")
 ALLOWANCE_SECONDS = 10.0  # beyond the promise: for processes to start again, on a small machine, several times
 STALL_ALLOWANCE_SECONDS = 5.0  # beyond the promise, for a lane to move
 EPOCH_ROUNDS = 20  # then the database is emptied, so that each check stays quick

@@ -1,12 +1,12 @@
 """Group commit: operations that are asked for at the same time are accepted in one statement and one commit.
 
-Whoever comes first stores all that are waiting; who comes meanwhile waits for the next turn, and one of them takes it.
 What cannot be accepted this way (a used idempotency key, an unknown receiver, a user whose row somebody else holds) is
 accepted or refused by `core/acceptance.py` alone, so that nobody waits for another's trouble and every reason is found
 in one place.
 """
 
-import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +18,7 @@ from core.db import Prepared, array
 from core.ids import new_id
 from core.limits import Limits
 from core.operations import Command
+from core.together import Together
 
 GROUP_MAX = 64
 
@@ -85,17 +86,13 @@ SELECT accepted.*, taken.username, sound.receiver_user_id AS counterparty_user_i
 )
 
 
-class Seat:
-    """One request that waits for its group, and what came of it: a row, an error, or neither."""
+@dataclass(frozen=True)
+class Candidate:
+    """An operation that is asked for, with the id that it will have."""
 
-    def __init__(self, command: Command, asker: Asker) -> None:
-        self.operation_id = new_id()
-        self.command = command
-        self.asker = asker
-        self.event = threading.Event()
-        self.leads = False
-        self.row: Any = None
-        self.error: BaseException | None = None
+    operation_id: str
+    command: Command
+    asker: Asker
 
 
 class Gathering:
@@ -104,9 +101,10 @@ class Gathering:
     def __init__(self, reader: sa.Engine, limits: Limits) -> None:
         self._reader = reader
         self._limits = limits
-        self._seats: list[Seat] = []
-        self._busy = False
-        self._lock = threading.Lock()
+        # A user's second operation waits for the group after the first.
+        self._together: Together[Candidate, Any] = Together(
+            self._store, GROUP_MAX, apart=lambda candidate: candidate.command.user_id
+        )
 
     def accept(self, command: Command, asker: Asker) -> Accepted:
         """Store an operation durably, together with others where possible. Raises what `acceptance.accept` does."""
@@ -115,7 +113,7 @@ class Gathering:
                 if repeated := acceptance.repeat(connection, command, asker):
                     return repeated
         if command.service_id is None:
-            row = self._together(Seat(command, asker))
+            row = self._together.ask(Candidate(new_id(), command, asker))
             if row is not None:
                 return Accepted(row, replayed=False)
         try:
@@ -128,84 +126,27 @@ class Gathering:
             with self._reader.connect() as connection:
                 return acceptance.accept(connection, command, asker, self._limits.bounds(0))
 
-    def _together(self, seat: Seat) -> Any:
-        """The stored operation, or None where it must be tried alone."""
-        with self._lock:
-            self._seats.append(seat)
-            seat.leads, self._busy = not self._busy, True
-        if not seat.leads:
-            try:
-                seat.event.wait()
-            except BaseException:  # its request was given up: nobody may wait for it to lead
-                self._leave(seat)
-                raise
-        if seat.leads:
-            self._serve()
-        if seat.error is not None:
-            raise seat.error
-        return seat.row
-
-    def _serve(self) -> None:
-        """Store the next group, its leader's own seat first among them, and hand on."""
-        with self._lock:
-            group = first_of_each_user(self._seats)
-            self._seats = [seat for seat in self._seats if seat not in group]
-        try:
-            self._store(group)
-        finally:
-            with self._lock:
-                self._hand_on()
-            for seat in group:
-                seat.event.set()
-
-    def _hand_on(self) -> None:
-        """Under the lock: let the first of those who wait lead."""
-        self._busy = bool(self._seats)
-        if self._busy:
-            self._seats[0].leads = True
-            self._seats[0].event.set()
-
-    def _leave(self, seat: Seat) -> None:
-        with self._lock:
-            if seat in self._seats:
-                self._seats.remove(seat)
-                if seat.leads:
-                    self._hand_on()
-
-    def _store(self, group: list[Seat]) -> None:
+    def _store(self, group: Sequence[Candidate]) -> list[Any]:
+        """The stored operations; None for each that must be tried alone."""
         try:
             with self._limits.admission(len(group)) as admission:
                 admitted = (*columns(group[: admission.room]), self._limits.user_pending_max)
                 rows = {row.id: row for row in ACCEPT.rows(admission.connection, admitted)} if admission.room else {}
                 admission.stored = len(rows)
-        except IntegrityError:  # two of the same key at the same time: nothing was stored, each is tried alone
-            return
-        except Exception as error:
-            for seat in group:
-                seat.error = error
-        else:
-            for seat in group:
-                seat.row = rows.get(seat.operation_id)
+        except IntegrityError:  # two of the same key at the same time: nothing was stored
+            rows = {}
+        return [rows.get(candidate.operation_id) for candidate in group]
 
 
-def first_of_each_user(seats: list[Seat]) -> list[Seat]:
-    """The next group: a user's second operation waits for the turn after the first."""
-    group: dict[str, Seat] = {}
-    for seat in seats:
-        if len(group) < GROUP_MAX:
-            group.setdefault(seat.command.user_id, seat)
-    return list(group.values())
-
-
-def columns(group: list[Seat]) -> list[Any]:
+def columns(group: Sequence[Candidate]) -> list[Any]:
     """The group as arrays, in the order of ACCEPT's parameters."""
-    commands = [seat.command for seat in group]
+    commands = [each.command for each in group]
     return [
-        array(seat.operation_id for seat in group),
+        array(each.operation_id for each in group),
         array(command.user_id for command in commands),
         array(command.requested_by for command in commands),
-        array(seat.asker.session_id for seat in group),
-        [" ".join(seat.asker.roles) for seat in group],
+        array(each.asker.session_id for each in group),
+        [" ".join(each.asker.roles) for each in group],
         array(command.type for command in commands),
         array(command.amount for command in commands),
         array(command.account_id for command in commands),

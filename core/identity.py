@@ -21,7 +21,7 @@ USERNAME_CHARACTERS_MAX = 150
 USERNAME = r"\A[A-Za-z0-9_.@+-]+\Z"
 NEW_USERNAME = r"\A(?![Mm][Ee]\Z)[A-Za-z0-9_.@+-]+\Z"  # "me" is whoever asks: /v1/users/me
 
-CALLER = Prepared("caller", ["uuid", "uuid"], sessions.CALLER)
+CALLER = Prepared("caller", ["uuid", "uuid"], sessions.caller_of("$1", "$2"))
 
 
 @dataclass(frozen=True, slots=True)

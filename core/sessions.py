@@ -24,12 +24,16 @@ ALGORITHM = "HS256"
 TOKENS_REMEMBERED_MAX = 20_000  # some 20 MB
 REFRESH_GRACE_SECONDS = 10  # for a client that lost the answer in which its next token was
 
-# The user behind session $1, as long as it lasts; user $2, whom the token names, must be the same.
-CALLER = """
+
+def caller_of(session: str, user: str) -> str:
+    """SQL: the user behind a session, as long as it lasts; it must be the one whom the token names."""
+    return f"""
 SELECT u.id, u.username, u.role, s.id AS session_id
   FROM sessions s JOIN users u ON u.id = s.user_id
- WHERE s.id = $1 AND u.id = $2 AND s.ended_at IS NULL AND s.expires_at > clock_timestamp() AND u.disabled_at IS NULL
+ WHERE s.id = {session} AND u.id = {user}
+   AND s.ended_at IS NULL AND s.expires_at > clock_timestamp() AND u.disabled_at IS NULL
 """
+
 
 tokens = jwt.PyJWT(options={"enforce_minimum_key_length": True})
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -24,6 +24,14 @@ class Point:
     balance: int
 
 
+class Asked(NamedTuple):
+    """What is to be read, and by whom, who is not looked up yet."""
+
+    session_id: str
+    user_id: str
+    id: str | None  # of an account or operation; None: the user's own first account
+
+
 OPERATION_COLUMNS = """
 SELECT o.*, u.username, c.user_id AS counterparty_user_id, cu.username AS counterparty_username,
        e.balance_after, ce.balance_after AS counterparty_balance_after,
@@ -41,6 +49,18 @@ OPERATION_BY_KEY = Prepared(
     "operation_by_key",
     ["uuid", "text"],
     f"{OPERATION_COLUMNS} FROM operations o {OPERATION_JOINS} WHERE o.user_id = $1 AND o.idempotency_key = $2",
+)
+ASKED = f"""
+  FROM unnest($1, $2, $3) WITH ORDINALITY AS asked (session_id, user_id, id, place)
+ CROSS JOIN LATERAL ({sessions.caller_of("asked.session_id", "asked.user_id")}) AS caller
+"""
+OPERATIONS_FOR_CALLERS = Prepared(
+    "operations_for_callers",
+    ["uuid[]", "uuid[]", "uuid[]"],
+    f"""
+SELECT asked.place, caller.role AS caller_role, operation.* {ASKED}
+  LEFT JOIN LATERAL ({OPERATION_COLUMNS} FROM operations o {OPERATION_JOINS} WHERE o.id = asked.id) AS operation ON true
+""",
 )
 FINISHED = Prepared(
     "finished",
@@ -62,20 +82,13 @@ SELECT a.id, a.user_id, a.name, a.currency, a.balance, a.version, a.is_default, 
 """
 ACCOUNT = Prepared("account", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.id = $1")
 DEFAULT_ACCOUNT = Prepared("default_account", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.user_id = $1 AND a.is_default")
-ACCOUNT_FOR_CALLER = Prepared(
-    "account_for_caller",
-    ["uuid", "uuid", "uuid"],
+ACCOUNTS_FOR_CALLERS = Prepared(
+    "accounts_for_callers",
+    ["uuid[]", "uuid[]", "uuid[]"],
     f"""
-SELECT caller.role AS caller_role, account.* FROM ({sessions.CALLER}) AS caller LEFT JOIN ({ACCOUNT_COLUMNS}
-   AND a.id = $3) AS account ON true
-""",
-)
-DEFAULT_ACCOUNT_FOR_CALLER = Prepared(
-    "default_account_for_caller",
-    ["uuid", "uuid"],
-    f"""
-SELECT caller.role AS caller_role, account.* FROM ({sessions.CALLER}) AS caller LEFT JOIN ({ACCOUNT_COLUMNS}
-   AND a.user_id = $2 AND a.is_default) AS account ON true
+SELECT asked.place, caller.role AS caller_role, account.* {ASKED}
+  LEFT JOIN LATERAL ({ACCOUNT_COLUMNS} AND a.id = coalesce(asked.id, (
+       SELECT id FROM accounts WHERE user_id = asked.user_id AND kind = 'main' AND is_default))) AS account ON true
 """,
 )
 ACCOUNTS = Prepared("accounts", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.user_id = $1 ORDER BY a.created_at, a.id")
@@ -106,14 +119,24 @@ def find_account(connection: sa.Connection, account_id: str) -> Any:
     return ACCOUNT.row(connection, (account_id,))
 
 
-def find_account_for(connection: sa.Connection, session_id: str, user_id: str, account_id: str | None) -> Any:
-    """An account, by default the user's own first one, and `caller_role` of who asks, in one round trip.
+def find_accounts_for(connection: sa.Connection, asked: Sequence[Asked]) -> list[Any]:
+    """For each who asks the account's row with their `caller_role`, all in one round trip.
 
     Its columns are None where there is no such account; the row is None where the session has ended.
     """
-    if account_id is None:
-        return DEFAULT_ACCOUNT_FOR_CALLER.row(connection, (session_id, user_id))
-    return ACCOUNT_FOR_CALLER.row(connection, (session_id, user_id, account_id))
+    return find_for(connection, ACCOUNTS_FOR_CALLERS, asked)
+
+
+def find_operations_for(connection: sa.Connection, asked: Sequence[Asked]) -> list[Any]:
+    """The same for operations."""
+    return find_for(connection, OPERATIONS_FOR_CALLERS, asked)
+
+
+def find_for(connection: sa.Connection, statement: Prepared, asked: Sequence[Asked]) -> list[Any]:
+    """What the statement finds for each who asks, in their places."""
+    columns = [array(column) for column in zip(*asked, strict=True)]
+    rows = {row.place: row for row in statement.rows(connection, columns)}
+    return [rows.get(place) for place in range(1, len(asked) + 1)]
 
 
 def get_default_account(connection: sa.Connection, user_id: str) -> Any:

@@ -7,13 +7,14 @@ from chaos.faults.bells import bells, broker, crowd
 from chaos.faults.database import backup, clock, convoy, deadlock, disk, poison
 from chaos.faults.fault import Fault, Scene
 from chaos.faults.network import commit, link
-from chaos.faults.processes import backend, freeze, kill, rolling
+from chaos.faults.processes import backend, freeze, holders, kill, rolling
 
 __all__ = ["FAMILIES", "Fault", "Scene", "missing"]
 
 FAMILIES: dict[str, Callable[[Scene], Fault]] = {
     "kill": kill,
     "freeze": freeze,
+    "holders": holders,
     "postgres": backend,
     "redis": broker,
     "bells": bells,

@@ -17,7 +17,6 @@ from chaos.faults.fault import (
     Scene,
 )
 
-LOCK_IN_HAND_SHARE = 0.6  # of the freezings
 FROZEN_WITH_LOCK_SECONDS = 12.5
 TRIES_TO_CATCH_A_LOCK = 100
 POSTGRES_ACTS = ["kill a backend", "freeze a backend", "kill the postmaster", "freeze all", "kill all"]
@@ -46,8 +45,6 @@ def kill(scene: Scene) -> Fault:
 
 def freeze(scene: Scene) -> Fault:
     """SIGSTOP, and SIGCONT later."""
-    if scene.random.random() < LOCK_IN_HAND_SHARE:
-        return freeze_with_lock(scene)
     what, pids = victims(scene)
     frozen: list[int] = []
 
@@ -60,7 +57,7 @@ def freeze(scene: Scene) -> Fault:
     return Fault("freeze", f"freeze {what} for {seconds:.1f} s", begin, thaw, seconds, MOVES_AFTER_FREEZING)
 
 
-def freeze_with_lock(scene: Scene) -> Fault:
+def holders(scene: Scene) -> Fault:
     """All workers frozen while one of them is in a transaction, for longer than it may keep its locks."""
     cluster = scene.cluster
     frozen: list[int] = []
@@ -83,7 +80,7 @@ SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kassa-worker' AN
 
     thaw = lambda: cluster.signal(frozen, signal.SIGCONT)  # noqa: E731
     what = "freeze all workers with locks in hand"
-    return Fault("freeze", what, begin, thaw, FROZEN_WITH_LOCK_SECONDS, MOVES_AFTER_FREEZING)
+    return Fault("holders", what, begin, thaw, FROZEN_WITH_LOCK_SECONDS, MOVES_AFTER_FREEZING)
 
 
 def backend(scene: Scene) -> Fault:
