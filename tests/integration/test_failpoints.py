@@ -157,6 +157,7 @@ def play(bank: Bank, road: Road, tap: Tap, action: str) -> bool:
     case = new_case(bank)
     road.prepare(case)
     before = bank.statuses(case.sender)
+    bank.execute("UPDATE load SET counted_at = 'epoch'")  # so that every case counts what waits
     url = bank.engine.url.set(port=tap.port)
     child = os.fork()
     if child == 0:
