@@ -2,7 +2,7 @@
 
 import json
 import signal
-import time
+import statistics
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +17,7 @@ from core.ids import new_id
 from tests.end_to_end.conftest import PASSWORD, Kassa, User, until
 from tests.mailbox import Mailbox
 
-SLOWER_SECONDS_MAX = 0.3
+SLOWER_SECONDS_MAX = 0.2
 MAIL_SECONDS_MAX = 10
 WRONG = "no code"
 
@@ -193,10 +193,9 @@ def test_without_redis_asking_is_as_quick_and_the_mail_comes_later(
     else:
         kassa.signal("redis", signal.SIGSTOP)
     try:
-        for number in range(5):
-            started = time.monotonic()
-            assert ask(kassa, f"{number}-{email}").status_code == 202
-            assert time.monotonic() - started < SLOWER_SECONDS_MAX
+        answers = [ask(kassa, f"{number}-{email}") for number in range(5)]
+        assert {answer.status_code for answer in answers} == {202}
+        assert statistics.median(answer.elapsed.total_seconds() for answer in answers) < SLOWER_SECONDS_MAX
     finally:
         kassa.signal("redis", signal.SIGCONT) if fault == "frozen" else kassa.revive("redis")
         until(lambda: kassa.http.get("/health/ready").json()["broker"] == "up")

@@ -93,10 +93,10 @@ def test_a_half_open_connection_loses_bytes_and_is_reset_in_the_end(link: Link, 
 
 def test_it_delays(link: Link):
     with client(link) as connected:
-        settled(link, Mode("delay", seconds=0.1))
+        settled(link, Mode("delay", seconds=0.05))
         started = time.monotonic()
         assert ask(connected) == b"HELLO"
-        assert 0.2 <= time.monotonic() - started < SOON
+        assert time.monotonic() - started >= 0.1, "once each way"
 
 
 @pytest.mark.parametrize(("length", "answer"), [(3, b""), (5, b""), (7, b"HE")])
