@@ -15,7 +15,7 @@ BYTES_MAX = 7_900  # PostgreSQL's own limit is 8,000
 OPERATIONS_MAX = 80  # so many have room there, unless they were rejected
 
 
-class Finished(NamedTuple):
+class Finished(msgspec.Struct, array_like=True, gc=False):
     """What has changed on an operation since it was accepted, in the columns of `views.FINISHED`."""
 
     id: str
@@ -46,7 +46,9 @@ def read(text: str) -> list[Finished] | None:
     notice = decoder.decode(text)
     if notice.finished is None:
         return None
-    return [each._replace(finished_at=notice.finished_at) for each in notice.finished]
+    for each in notice.finished:
+        each.finished_at = notice.finished_at
+    return notice.finished
 
 
 decoder = msgspec.json.Decoder(Notice)

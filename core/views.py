@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 
 from core import sessions
@@ -106,7 +107,7 @@ def find_finished(connection: sa.Connection, operation_ids: Sequence[str]) -> li
 
 def as_finished(row: Any, finished: Finished) -> Any:
     """The row of an operation as it was, brought up to its end."""
-    return row._replace(**finished._asdict())
+    return row._replace(**msgspec.structs.asdict(finished))
 
 
 def find_operation_by_key(connection: sa.Connection, user_id: str, key: str) -> Any:
