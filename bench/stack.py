@@ -140,6 +140,5 @@ def share_of_memory(process: psutil.Process) -> int:
 
 
 def processor_seconds(bench: Bench) -> float:
-    """What the whole stack has used of processors so far."""
-    times = [process.cpu_times() for each in processes(bench).values() for process in each]
-    return float(sum(time.user + time.system for time in times))
+    """What the whole stack has used of processors so far, those of its processes included that have ended."""
+    return sum(sum(process.cpu_times()[:4]) for each in processes(bench).values() for process in each)
