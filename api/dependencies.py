@@ -1,5 +1,6 @@
 """What the resources work with, made once in each API process."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,4 +77,14 @@ def reading_together(
         with reader.connect() as connection:
             return find(connection, asked)
 
-    return Together(find_all, READ_TOGETHER_MAX)
+    def find_all_in_any_case(asked: Sequence[Asked]) -> Sequence[Any]:
+        """Where a connection is lost, once more by another: many wait for it."""
+        started = time.monotonic()
+        try:
+            return find_all(asked)
+        except sa.exc.DBAPIError as error:
+            if not db.is_connection_lost(error) or time.monotonic() - started > db.POOL_WAIT_SECONDS:
+                raise
+        return find_all(asked)
+
+    return Together(find_all_in_any_case, READ_TOGETHER_MAX)

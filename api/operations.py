@@ -104,11 +104,13 @@ class Operations:
     def _find(self, bearer: Bearer, operation_id: str) -> Any:
         """The operation, if who asks may see it. Raises Refusal operation_not_found."""
         row = self.dependencies.operations.ask(Asked(bearer.session_id, bearer.user_id, operation_id))
-        if row is None or row.id is None:
-            raise Refusal("operation_not_found", "You have no such operation.")
-        if not (reads_everything(row.caller_role) or views.may_see_operation(row, bearer.user_id)):
-            raise Refusal("operation_not_found", "You have no such operation.")
-        return row
+        return require_visible(row, bearer.user_id, row is not None and reads_everything(row.caller_role))
+
+    def _find_for(self, caller: Caller, operation_id: str) -> Any:
+        """The same for a caller who is known, whatever has become of the session since."""
+        with self.dependencies.reader.connect() as connection:
+            row = views.find_operation(connection, operation_id)
+        return require_visible(row, caller.id, caller.reads_everything)
 
     @allowed(*EVERYONE)
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -134,8 +136,8 @@ class Operations:
     @allowed("user", "service", "admin")
     def on_delete_one(self, request: falcon.Request, response: falcon.Response, id: UUID) -> None:
         """Take an operation back, unless it is finished."""
-        caller, bearer = request.context.caller, request.context.bearer
-        row = self._find(bearer, str(id))
+        caller: Caller = request.context.caller
+        row = self._find_for(caller, str(id))
         if row.user_id != caller.id and not caller.acts_for_others:
             raise Refusal("operation_not_found", "You have no such operation.")
         if row.status != "pending":
@@ -144,10 +146,17 @@ class Operations:
             request_cancellation(connection, row.id, row.lane)
         request.context.stored = True
         self.dependencies.doorbell.ring(row.lane)
-        row = self._await(self._find(bearer, row.id), CANCEL_WAIT_SECONDS)
+        row = self._await(self._find_for(caller, row.id), CANCEL_WAIT_SECONDS)
         if row.status not in ("canceled", "pending"):
             raise Refusal("already_finished", f"The operation is {row.status}.", operation=views.operation(row))
         send(response, views.operation(row))
+
+
+def require_visible(row: Any, user_id: str, sees_everything: bool) -> Any:
+    """The row of an operation that the user may see. Raises Refusal operation_not_found."""
+    if row is None or row.id is None or not (sees_everything or views.may_see_operation(row, user_id)):
+        raise Refusal("operation_not_found", "You have no such operation.")
+    return row
 
 
 def command_of(asker_id: str, request: falcon.Request, body: OperationBody, key: str | None) -> Command:

@@ -15,7 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import kombu.exceptions
+import redis
 import sqlalchemy as sa
+from celery import Celery
 
 from cli import servers
 from cli.migrate import CONNECT_SECONDS, migrate
@@ -96,7 +99,7 @@ def checks(environment: dict[str, str], engine: sa.Engine) -> dict[str, Callable
     return {
         "api": lambda: answers(f"http://{LOOPBACK}:{environment['PORT']}/health/ready"),
         "admin": lambda: answers(f"http://{LOOPBACK}:{environment['ADMIN_PORT']}/health/live"),
-        "worker": lambda: bool(celery.control.ping(timeout=0.5)),
+        "worker": lambda: is_answered(celery),
         "sweeper": lambda: is_connected(engine, "kassa-sweeper"),
         "beat": lambda: any(Path(environment["DATA_DIR"]).glob("beat.schedule*")),
         "flower": lambda: answers(f"http://{LOOPBACK}:{environment['FLOWER_PORT']}/healthcheck"),
@@ -115,6 +118,14 @@ def wait_until_ready(stack: Stack, name: str, is_ready: Callable[[], bool]) -> N
         if process.starts >= STARTS_MAX or time.monotonic() > deadline:
             raise CannotStart(f"{name} did not become ready; its log {process.log} ends:\n{process.last_words()}")
         time.sleep(0.1)
+
+
+def is_answered(celery: Celery) -> bool:
+    """Whether a worker answers. What is in Celery's pool may lead to a broker that was here before."""
+    try:
+        return bool(celery.control.ping(timeout=0.5))
+    except (OSError, kombu.exceptions.KombuError, redis.RedisError):
+        return False
 
 
 def answers(url: str) -> bool:

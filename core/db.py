@@ -43,6 +43,9 @@ SESSION = {
     # A stopped client takes nothing in: PostgreSQL would keep all notifications for it until there is no more room.
     "tcp_user_timeout": "10s",
     "timezone": "UTC",
+    # What is prepared is planned once, and as tests/integration/test_plans.py sees it: not anew for each length of an
+    # array.
+    "plan_cache_mode": "force_generic_plan",
 }
 # Of those who drain: shorter than the time after which a frozen one loses its locks. Else a second one, frozen while it
 # waits, would be handed the lock then, and keep it for as long again.

@@ -1,7 +1,7 @@
 """Serving at once what several requests ask for at the same time: one round trip, and one commit, for all of them.
 
 Whoever comes first serves all that are waiting; who comes meanwhile waits for the next turn, and one of them takes it.
-A group that takes long, for its connection hangs perhaps, keeps nobody else waiting: another leads then.
+Where a group takes long, for its connection hangs perhaps, another leads beside it; and nobody waits long for a turn.
 """
 
 import threading
@@ -9,7 +9,12 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
+import sqlalchemy as sa
+
+from core.db import POOL_WAIT_SECONDS
+
 PATIENCE_SECONDS = 1.0
+GROUPS_MAX = 2  # at once: one that hangs, and one that goes on
 
 Asked = TypeVar("Asked")
 Told = TypeVar("Told")
@@ -32,10 +37,11 @@ class Together(Generic[Asked, Told]):
         self._seats: list[Seat[Asked, Told]] = []  # in the order of coming; those of a group that is served have left
         self._leader: Seat[Asked, Told] | None = None
         self._led_since = 0.0
+        self._groups = 0  # that are being served
         self._lock = threading.Lock()
 
     def ask(self, asked: Asked) -> Told:
-        """The answer, got together with others'."""
+        """The answer, got together with others'. Raises sqlalchemy's TimeoutError if its turn does not come in time."""
         seat: Seat[Asked, Told] = Seat(asked)
         with self._lock:
             self._seats.append(seat)
@@ -60,9 +66,13 @@ class Together(Generic[Asked, Told]):
 
     def _lose_patience(self, seat: "Seat[Asked, Told]") -> None:
         with self._lock:
-            late = time.monotonic() - self._led_since > PATIENCE_SECONDS
-            if late and seat in self._seats and self._leader not in self._seats:  # whose group is being served
+            if seat not in self._seats or self._leader in self._seats:  # it is being served, or will be at once
+                return
+            now = time.monotonic()
+            if self._groups < GROUPS_MAX and now - self._led_since > PATIENCE_SECONDS:
                 self._lead(seat)
+            elif now - seat.since > POOL_WAIT_SECONDS:
+                raise sa.exc.TimeoutError(f"no turn came within {POOL_WAIT_SECONDS} s")
 
     def _leave(self, seat: "Seat[Asked, Told]") -> None:
         with self._lock:
@@ -75,15 +85,15 @@ class Together(Generic[Asked, Told]):
         """Serve the next group, its leader among them, and hand on."""
         with self._lock:
             leader, group = self._leader, self._next_group()
+            self._groups += 1
         try:
-            told = self._answer([seat.asked for seat in group])
+            for seat, told in zip(group, self._answer([seat.asked for seat in group]), strict=True):
+                seat.told.append(told)
         except BaseException as error:  # of a leader that was given up, too: nobody knows what it has done by then
             for seat in group:
                 seat.error = error
-        else:
-            for seat, each in zip(group, told, strict=True):
-                seat.told.append(each)
         with self._lock:
+            self._groups -= 1
             if self._leader is leader:
                 self._hand_on()
         for seat in group:
@@ -111,6 +121,7 @@ class Seat(Generic[Asked, Told]):
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
+        self.since = time.monotonic()
         self.event = threading.Event()  # its answer is there, or it leads
         self.told: list[Told] = []
         self.error: BaseException | None = None

@@ -17,7 +17,8 @@ from core.ids import new_id
 from tests.end_to_end.conftest import PASSWORD, Kassa, User, until
 from tests.mailbox import Mailbox
 
-SLOWER_SECONDS_MAX = 0.2
+SLOWER_SECONDS_MAX = 0.2  # to announce it to a Redis that does not answer takes longer
+SLOWEST_SECONDS_MAX = 1.0
 MAIL_SECONDS_MAX = 10
 WRONG = "no code"
 
@@ -195,7 +196,9 @@ def test_without_redis_asking_is_as_quick_and_the_mail_comes_later(
     try:
         answers = [ask(kassa, f"{number}-{email}") for number in range(5)]
         assert {answer.status_code for answer in answers} == {202}
-        assert statistics.median(answer.elapsed.total_seconds() for answer in answers) < SLOWER_SECONDS_MAX
+        seconds = [answer.elapsed.total_seconds() for answer in answers]
+        assert statistics.median(seconds) < SLOWER_SECONDS_MAX
+        assert max(seconds) < SLOWEST_SECONDS_MAX
     finally:
         kassa.signal("redis", signal.SIGCONT) if fault == "frozen" else kassa.revive("redis")
         until(lambda: kassa.http.get("/health/ready").json()["broker"] == "up")

@@ -13,15 +13,16 @@ import redis
 
 from tests.end_to_end.conftest import SETTLE_SECONDS, Kassa, User, until
 
-SLOWER_SECONDS_MAX = 0.2
+SLOWER_SECONDS_MAX = 0.2  # to ring at a Redis that does not answer takes longer
+SLOWEST_SECONDS_MAX = 1.0
 APPLIED_SECONDS_MAX = 2.0
 FROZEN_SECONDS_MAX = 6.0
 ACCEPTING_SECONDS_MAX = 3.0
 LISTENING_AGAIN_SECONDS_MAX = 5.0  # and not only when the ten seconds are over
 
 
-def accept_and_time(alice: User, count: int = 10) -> tuple[list[str], float]:
-    """Hand in deposits without waiting. Returns their paths and the seconds that an acceptance took, at the median."""
+def accept_and_time(alice: User, count: int = 10) -> tuple[list[str], list[float]]:
+    """Hand in deposits without waiting. Returns their paths and the seconds that each took."""
     paths, seconds = [], []
     for _ in range(count):
         started = time.monotonic()
@@ -29,7 +30,7 @@ def accept_and_time(alice: User, count: int = 10) -> tuple[list[str], float]:
         seconds.append(time.monotonic() - started)
         assert receipt.status_code == 202
         paths.append(receipt.headers["Location"])
-    return paths, statistics.median(seconds)
+    return paths, seconds
 
 
 def seconds_until_applied(alice: User, paths: list[str]) -> float:
@@ -54,7 +55,8 @@ def test_with_redis_stopped(kassa: Kassa, broker: redis.Redis):
     kassa.kill("redis", and_keep_down=True)
     try:
         paths, seconds = accept_and_time(alice)
-        assert seconds <= SLOWER_SECONDS_MAX
+        assert statistics.median(seconds) <= SLOWER_SECONDS_MAX
+        assert max(seconds) <= SLOWEST_SECONDS_MAX
         assert seconds_until_applied(alice, paths) <= APPLIED_SECONDS_MAX
         assert kassa.http.get("/health/ready").json()["broker"] == "down"
     finally:
@@ -66,7 +68,8 @@ def test_with_redis_frozen(kassa: Kassa, broker: redis.Redis):
     kassa.signal("redis", signal.SIGSTOP)
     try:
         paths, seconds = accept_and_time(alice)
-        assert seconds <= SLOWER_SECONDS_MAX
+        assert statistics.median(seconds) <= SLOWER_SECONDS_MAX
+        assert max(seconds) <= SLOWEST_SECONDS_MAX
         assert seconds_until_applied(alice, paths) <= APPLIED_SECONDS_MAX
     finally:
         kassa.signal("redis", signal.SIGCONT)

@@ -18,7 +18,7 @@ from tests.end_to_end.conftest import PASSWORD, Kassa, User, until
 OTHER = "battery staple"
 SAMPLES = 9  # of each kind of name; below the limit of tries
 SLOWER_RATIO_MAX = 2  # a name that cost no hash would be answered in a fifth of the time
-WITHOUT_REDIS_SECONDS_MAX = 0.3
+WITHOUT_REDIS_SECONDS_MAX = 1.0
 CROWD = 190  # more than the API has threads
 PAUSE_SECONDS = 0.5  # of one who was told that too many are logging in
 
@@ -194,7 +194,7 @@ def test_a_crowd_that_registers_keeps_nobody_else_waiting(kassa: Kassa, alice: U
             assert reads[-1].status_code == 200
     answers = [answer for each in crowd for answer in each.result()]
     served = [answer for answer in answers if answer.status_code != 503]
-    assert median_seconds(reads) < median_seconds(served), "who reads waits for nobody's hash"
+    assert median_seconds(reads) < median_seconds(served) / 4, "who reads waits for nobody's hash"
     counts = Counter(answer.status_code for answer in answers)
     assert counts.keys() == {201, 409, 503}, "some are sent away rather than kept waiting for long"
     assert counts[201] == counts[409] == CROWD / 2
@@ -269,7 +269,7 @@ def test_nothing_of_it_needs_redis(kassa: Kassa, alice: User):
         headers = {"Authorization": f"Bearer {again['access_token']}"}
         assert noted(kassa.http.post("/v1/auth/logout/everywhere", headers=headers)).status_code == 204
         assert not is_alive(kassa, again)
-        assert median_seconds(answers) < WITHOUT_REDIS_SECONDS_MAX
+        assert max(answer.elapsed.total_seconds() for answer in answers) < WITHOUT_REDIS_SECONDS_MAX
     finally:
         kassa.revive("redis")
         until(lambda: kassa.http.get("/health/ready").json()["broker"] == "up")

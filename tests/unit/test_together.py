@@ -6,11 +6,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from core import together
 from core.together import Seat, Together
 
 SECONDS_MAX = 10
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that is lost must not be made up for by patience."""
+    monkeypatch.setattr(together, "PATIENCE_SECONDS", 10 * SECONDS_MAX)
 
 
 class Server:
@@ -82,20 +89,46 @@ def test_what_goes_wrong_is_told_to_the_group_and_to_nobody_else():
                 future.result(SECONDS_MAX)
 
 
-def test_a_group_that_hangs_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch):
+def test_beside_a_group_that_hangs_another_is_served(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(together, "PATIENCE_SECONDS", 0.05)
     server = Server(hanging=1)
     server.may_begin.set()
     asked = Together(server.serve, 9)
     with ThreadPoolExecutor(6) as pool:
-        hanging, *others = ask_in_order(pool, asked, server, [1])
-        others = [pool.submit(asked.ask, number) for number in (2, 3)]
-        assert [future.result(SECONDS_MAX) for future in others] == [4, 6]
-        assert asked.ask(4) == 8
+        [hanging] = ask_in_order(pool, asked, server, [1])
+        assert pool.submit(asked.ask, 2).result(SECONDS_MAX) == 4
         assert not hanging.done()
+        server.may_begin.clear()
+        leads = pool.submit(asked.ask, 3)
+        until(lambda: [3] in server.groups)
         server.released.set()
-        assert hanging.result(SECONDS_MAX) == 2
-        assert asked.ask(5) == 10
+        assert hanging.result(SECONDS_MAX) == 2, "and it hands nothing on: another leads by now"
+        waits = pool.submit(asked.ask, 4)
+        until(lambda: len(asked._seats) == 1)
+        monkeypatch.setattr(together, "PATIENCE_SECONDS", 10 * SECONDS_MAX)
+        server.may_begin.set()
+        assert [leads.result(SECONDS_MAX), waits.result(SECONDS_MAX)] == [6, 8]
+    assert server.groups == [[1], [2], [3], [4]]
+
+
+def test_where_everything_hangs_nobody_waits_long_for_a_turn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(together, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(together, "POOL_WAIT_SECONDS", 0.3)
+    server = Server()
+    asked = Together(server.serve, 1)
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(asked.ask, number) for number in range(4)]
+        until(lambda: sum(future.done() for future in futures) == 4 - together.GROUPS_MAX)
+        for future in futures:
+            if future.done():
+                with pytest.raises(sa.exc.TimeoutError, match="no turn"):
+                    future.result()
+        server.may_begin.set()
+        assert sorted(future.result(SECONDS_MAX) for future in futures if future.exception() is None) == sorted(
+            2 * number for [number] in server.groups
+        )
+    assert len(server.groups) == together.GROUPS_MAX
+    assert asked.ask(9) == 18
 
 
 class GivenUpWhenCalled(threading.Event):
