@@ -22,6 +22,7 @@ from worker.drain import Decide, drain
 STRIKES_MAX = 2
 DECISION_SECONDS_MAX = 1.0  # a decision takes microseconds
 CHILD_SECONDS_MAX = 20.0  # longer than any statement may take
+PATIENCE = "6s"  # longer than a worker keeps its locks over a decision that never ends
 ORPHAN_SECONDS = 1.0  # later a child ends by itself: its parent was killed, and it may never come to an end
 POLL_SECONDS = 0.005
 ID_BYTES = 36
@@ -30,16 +31,21 @@ log = structlog.get_logger("kassa.sweeper")
 
 
 def drain_apart(
-    engine: sa.Engine, lanes: Sequence[int], strikes: Counter[str], seconds: float, decide: Decide = rules.decide
+    engine: sa.Engine,
+    lanes: Sequence[int],
+    strikes: Counter[str],
+    seconds: float,
+    decide: Decide = rules.decide,
+    awaited: int | None = None,
 ) -> None:
     """Drain the lanes, one after another, in a child, and wait for it. What the child dies of is counted in `strikes`.
 
-    seconds: the time slice of each lane.
+    seconds: the time slice of each lane. awaited: the only lane that is waited for where somebody else is at it.
     """
     deciding = mmap.mmap(-1, ID_BYTES)
     child = os.fork()
     if child == 0:
-        drain_and_exit(engine, lanes, seconds, noting(deciding, strikes, decide))
+        drain_and_exit(engine, lanes, seconds, noting(deciding, strikes, decide), awaited)
     if culprit := wait_for(child, deciding):
         strikes[culprit] += 1
         log.error("died_of_an_operation", operation=culprit, strikes=strikes[culprit])
@@ -83,7 +89,9 @@ def noting(deciding: mmap.mmap, strikes: Mapping[str, int], decide: Decide) -> D
     return noted
 
 
-def drain_and_exit(engine: sa.Engine, lanes: Sequence[int], seconds: float, decide: Decide) -> None:
+def drain_and_exit(
+    engine: sa.Engine, lanes: Sequence[int], seconds: float, decide: Decide, awaited: int | None
+) -> None:
     """The child. It leaves its parent's connections alone, and never returns; without its parent it ends some day."""
     signal.setitimer(signal.ITIMER_REAL, CHILD_SECONDS_MAX + ORPHAN_SECONDS)
     try:
@@ -91,15 +99,15 @@ def drain_and_exit(engine: sa.Engine, lanes: Sequence[int], seconds: float, deci
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         engine.dispose(close=False)
         for lane in lanes:
-            sweep(engine, lane, seconds, decide)
+            sweep(engine, lane, seconds, decide, wait=lane == awaited)
     finally:
         os._exit(0)
 
 
-def sweep(engine: sa.Engine, lane: int, seconds: float, decide: Decide) -> None:
-    """Drain one lane, unless somebody else is at it."""
+def sweep(engine: sa.Engine, lane: int, seconds: float, decide: Decide, *, wait: bool) -> None:
+    """Drain one lane; unless `wait`, only if nobody else is at it."""
     try:
-        done = drain(engine, lane, wait=False, seconds=seconds, decide=decide)
+        done = drain(engine, lane, wait=wait, patience=PATIENCE if wait else "", seconds=seconds, decide=decide)
     except Exception:  # whatever it is, the other lanes must not wait for it
         log.exception("lane_not_swept", lane=lane)
     else:

@@ -52,6 +52,7 @@ def drain(
     *,
     wait: bool = True,
     others: bool = False,
+    patience: str = "",
     seconds: float = SLICE_SECONDS,
     decide: Decide = rules.decide,
 ) -> Drained:
@@ -60,12 +61,13 @@ def drain(
     wait: whether to wait where somebody else holds the lane's lock, rather than leave the lane to them.
     others: whether other lanes with work are taken along where this one leaves room: one transaction serves them all;
     for the lane itself it waits in any case.
+    patience: for how long to wait for a lock, where not for as long as the engine's connections do.
     """
     done, limit, deadline = Drained(), LANE_BATCH_OPERATIONS_MAX, time.monotonic() + seconds
     deciding = decide
     while True:
         try:
-            counts = drain_batch(engine, lane, limit, wait=wait, others=others, decide=deciding)
+            counts = drain_batch(engine, lane, limit, wait=wait, others=others, patience=patience, decide=deciding)
         except Unwritable as error:
             log.exception("batch_not_written", lane=lane, operations=len(error.operation_ids))
             counts, full, limit = Counter(), True, max(1, len(error.operation_ids) // NARROWING)
@@ -86,7 +88,14 @@ def drain(
 
 
 def drain_batch(
-    engine: sa.Engine, lane: int, limit: int, *, wait: bool, others: bool = False, decide: Decide = rules.decide
+    engine: sa.Engine,
+    lane: int,
+    limit: int,
+    *,
+    wait: bool,
+    others: bool = False,
+    patience: str = "",
+    decide: Decide = rules.decide,
 ) -> Counter[str]:
     """The drain itself, one locked transaction. Returns how many operations ended in which status.
 
@@ -95,6 +104,8 @@ def drain_batch(
     operations: list[Operation] = []
     try:
         with engine.begin() as connection:
+            if patience:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{patience}'")
             if others:
                 locked = lanes.lock_with_others(connection, lane, limit // ROOM)
             else:

@@ -20,25 +20,38 @@ from worker.apart import drain_apart
 from worker.drain import Decide
 
 LOOK_SECONDS = 0.5  # a lane moves within two looks: half of the promised 2 s, the other half is for doing the work
+PATIENT_AFTER_LOOKS = 10
 
 log = structlog.get_logger("kassa.sweeper")
 
 
-def run_once(
-    engine: sa.Engine, before: dict[int, str], strikes: Counter[str], decide: Decide = rules.decide
-) -> dict[int, str]:
-    """Drain the lanes whose head is the same as it was `before`. Returns the heads to compare with next time.
+class Sweeper:
+    """What it remembers from one look to the next."""
 
-    strikes: how often each operation has taken a process with it; see `worker/apart.py`.
-    """
-    with db.autocommit(engine).connect() as connection:
-        heads = lanes.heads(connection)
-    standing = [lane for lane, head in heads.items() if before.get(lane) == head]
-    if not standing:
-        strikes.clear()
-    else:
-        drain_apart(engine, standing, strikes, LOOK_SECONDS, decide)
-    return heads
+    def __init__(self, engine: sa.Engine, decide: Decide = rules.decide) -> None:
+        self.heads: dict[int, str] = {}  # of lanes with work: the operation at the head
+        self.strikes: Counter[str] = Counter()  # how often each has taken a process with it; see `worker/apart.py`
+        self._stood: Counter[int] = Counter()  # for how many looks a lane has stood still
+        self._engine, self._decide = engine, decide
+
+    def look(self) -> None:
+        """Drain the lanes whose head is the same as at the last look.
+
+        Where somebody is at a lane it is left to them; but the one that has stood for longest is waited for in the
+        end: perhaps one worker after another falls into the same operation, and the lane is never free.
+        """
+        with db.autocommit(self._engine).connect() as connection:
+            heads = lanes.heads(connection)
+        standing = [lane for lane, head in heads.items() if self.heads.get(lane) == head]
+        self._stood = Counter({lane: self._stood[lane] + 1 for lane in standing})
+        if not standing:
+            self.strikes.clear()
+        else:
+            longest, looks = self._stood.most_common(1)[0]
+            awaited = longest if looks >= PATIENT_AFTER_LOOKS else None
+            order = sorted(standing, key=lambda lane: lane == awaited)  # so that no other lane waits for it
+            drain_apart(self._engine, order, self.strikes, LOOK_SECONDS, self._decide, awaited)
+        self.heads = heads
 
 
 def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -61,11 +74,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     log.info("sweeper_ready", look_seconds=LOOK_SECONDS)
-    heads: dict[int, str] = {}
-    strikes: Counter[str] = Counter()
+    sweeper = Sweeper(engine)
     while True:
         try:
-            heads = run_once(engine, heads, strikes)
+            sweeper.look()
         except Exception as error:  # the database is away, most likely: look again
             log.warning("sweep_failed", error=repr(error))
         time.sleep(LOOK_SECONDS)

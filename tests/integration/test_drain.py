@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,9 +23,11 @@ from core.lanes import TURNS_MAX
 from core.operations import Account, Applied, Operation, Outcome, Posting, Shelf
 from tests.conftest import LANES
 from tests.integration.conftest import SETTLE_SECONDS, Bank, User, aside, until
-from worker import apart, sweeper
+from worker import apart
 from worker.drain import Decide, drain, drain_batch
+from worker.sweeper import PATIENT_AFTER_LOOKS, Sweeper
 
+HELD_SECONDS = 0.3
 UNLUCKY = 666  # the amount that cannot be written, or not decided
 
 
@@ -347,15 +350,12 @@ class Sweeps:
     """A sweeper that looks when it is told to."""
 
     def __init__(self, bank: Bank, decide: Decide = rules.decide) -> None:
-        self.bank = bank
-        self.decide = decide
-        self.heads: dict[int, str] = {}
-        self.strikes: Counter[str] = Counter()
+        self.sweeper = Sweeper(bank.engine, decide)
 
     def look(self) -> dict[int, str]:
         """One look."""
-        self.heads = sweeper.run_once(self.bank.engine, self.heads, self.strikes, self.decide)
-        return self.heads
+        self.sweeper.look()
+        return self.sweeper.heads
 
 
 def test_the_sweeper_drains_what_did_not_move_between_two_looks(bank: Bank):
@@ -420,6 +420,28 @@ def test_the_sweeper_passes_by_a_lane_that_is_held(bank: Bank):
     assert bank.statuses(users[0]) == ["applied"]
 
 
+def test_the_sweeper_gets_at_a_lane_that_is_never_free(bank: Bank):
+    user, over = bank.user(), threading.Event()
+    bank.accept(user)
+
+    def hold_again_and_again() -> None:
+        while not over.is_set():
+            with bank.held("SELECT id FROM lanes WHERE id = 0 FOR NO KEY UPDATE"):
+                time.sleep(HELD_SECONDS)
+
+    with ThreadPoolExecutor(3) as pool:
+        holding = [pool.submit(hold_again_and_again) for _ in range(3)]
+        try:
+            sweeps = Sweeps(bank)
+            for _ in range(PATIENT_AFTER_LOOKS + 1):
+                sweeps.look()
+            assert bank.statuses(user) == ["applied"]
+        finally:
+            over.set()
+        for each in holding:
+            each.result()
+
+
 def kill_at_unlucky(operation: Operation, accounts: Mapping[str, Account], shelf: Shelf) -> Outcome:
     if operation.amount == UNLUCKY:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -459,7 +481,7 @@ def test_a_sweep_that_is_killed_between_decisions_blames_nobody(bank: Bank):
         [child] = [each for each in me.children() if each.cmdline() == me.cmdline()]  # the others are servers
         child.kill()
         looking.join()
-    assert sweeps.strikes == {}
+    assert sweeps.sweeper.strikes == {}
     sweeps.look()
     assert bank.statuses(alice) == ["applied"]
 
