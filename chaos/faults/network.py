@@ -5,6 +5,7 @@ from chaos.proxy import Mode
 
 COMMIT_BYTES = 40  # the message, and the whole of its answer
 ACCEPT_BYTES = 3_000
+ACCEPT_SHARE, ANSWER_SHARE = 0.7, 0.6  # what was stored, and is not answered, is the hardest to be honest about
 
 
 def link(scene: Scene) -> Fault:
@@ -25,15 +26,15 @@ def link(scene: Scene) -> Fault:
 def commit(scene: Scene) -> Fault:
     """Connections cut some bytes after the beginning of a COMMIT, or of an acceptance: before, within or after it."""
     edges = [name for name in scene.cluster.links if name.endswith(">postgres")]
-    edge = "api>postgres" if scene.random.random() < 0.5 else scene.random.choice(edges)
+    edge = "api>postgres" if scene.random.random() < ACCEPT_SHARE else scene.random.choice(edges)
     pattern, most = (b"EXECUTE accept", ACCEPT_BYTES) if edge.startswith("api") else (b"COMMIT", COMMIT_BYTES)
-    if scene.random.random() < 0.5:
-        mode, where = Mode("cut_at", length=scene.random.randrange(most), pattern=pattern), "into"
-    else:
+    if scene.random.random() < ANSWER_SHARE:
         mode, where = (
             Mode("cut_answer", length=scene.random.randrange(COMMIT_BYTES), pattern=pattern),
             "of the answer to",
         )
-    seconds, chosen = scene.seconds(0.5), scene.cluster.links[edge]
+    else:
+        mode, where = Mode("cut_at", length=scene.random.randrange(most), pattern=pattern), "into"
+    seconds, chosen = scene.seconds(), scene.cluster.links[edge]
     what = f"{edge} cut {mode.length} bytes {where} {pattern.decode()}"
     return Fault("commit", what, lambda: chosen.set(mode), lambda: chosen.set(Mode()), seconds, MOVES_AFTER_FREEZING)
