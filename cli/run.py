@@ -53,7 +53,7 @@ def main(_arguments: argparse.Namespace) -> int:
         say("stopping ...")
         return 0
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        hear_no_more()
         if stack.processes:
             stack.stop()
             say(f"stopped; the data stays in {stack.data_dir}")
@@ -66,7 +66,14 @@ def say(line: str) -> None:
 
 def interrupt(_signal: int, _frame: FrameType | None) -> None:
     """SIGTERM is as good as Ctrl-C."""
+    hear_no_more()
     raise KeyboardInterrupt
+
+
+def hear_no_more() -> None:
+    """Whoever is impatient, and asks twice, must not leave processes behind."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def start(stack: Stack) -> None:

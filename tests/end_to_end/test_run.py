@@ -96,7 +96,10 @@ def test_data_survives_ctrl_c_and_kill_9_of_everything(data_dir: Path):
     assert "left behind" in run.until_ready()
     assert balance(run, headers) == 500
     children = run.children()
-    code, said = run.stop(signal.SIGINT)
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.stdout is not None
+    assert any(b"stopping" in line for line in run.process.stdout)
+    code, said = run.stop(signal.SIGTERM)  # impatient
     assert (code, "stopped" in said) == (0, True)
     assert [child for child in children if child.is_running()] == []
 
