@@ -48,7 +48,8 @@ SESSION = {
     "plan_cache_mode": "force_generic_plan",
 }
 # Of those who drain: shorter than the time after which a frozen one loses its locks. Else a second one, frozen while it
-# waits, would be handed the lock then, and keep it for as long again.
+# waits, would be handed the lock then, and keep it for as long again. The sweeper alone waits longer, for one lane that
+# has stood still for long (worker/apart.py).
 DRAIN_LOCK_TIMEOUT = "1s"
 LOCK_NOT_AVAILABLE = "55P03"
 TCP = {

@@ -2,7 +2,7 @@
 
 import json
 import signal
-import statistics
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,8 +17,7 @@ from core.ids import new_id
 from tests.end_to_end.conftest import PASSWORD, Kassa, User, until
 from tests.mailbox import Mailbox
 
-SLOWER_SECONDS_MAX = 0.2  # to announce it to a Redis that does not answer takes longer
-SLOWEST_SECONDS_MAX = 1.0
+SLOWER_SECONDS_MAX = 0.3
 MAIL_SECONDS_MAX = 10
 WRONG = "no code"
 
@@ -194,11 +193,10 @@ def test_without_redis_asking_is_as_quick_and_the_mail_comes_later(
     else:
         kassa.signal("redis", signal.SIGSTOP)
     try:
-        answers = [ask(kassa, f"{number}-{email}") for number in range(5)]
-        assert {answer.status_code for answer in answers} == {202}
-        seconds = [answer.elapsed.total_seconds() for answer in answers]
-        assert statistics.median(seconds) < SLOWER_SECONDS_MAX
-        assert max(seconds) < SLOWEST_SECONDS_MAX
+        for number in range(5):
+            started = time.monotonic()
+            assert ask(kassa, f"{number}-{email}").status_code == 202
+            assert time.monotonic() - started < SLOWER_SECONDS_MAX
     finally:
         kassa.signal("redis", signal.SIGCONT) if fault == "frozen" else kassa.revive("redis")
         until(lambda: kassa.http.get("/health/ready").json()["broker"] == "up")

@@ -1,7 +1,6 @@
 """Redis and workers stopped, frozen, flushed and killed: accepting goes on, and what was accepted is applied."""
 
 import signal
-import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,24 +12,23 @@ import redis
 
 from tests.end_to_end.conftest import SETTLE_SECONDS, Kassa, User, until
 
-SLOWER_SECONDS_MAX = 0.2  # to ring at a Redis that does not answer takes longer
-SLOWEST_SECONDS_MAX = 1.0
+SLOWER_SECONDS_MAX = 0.3
 APPLIED_SECONDS_MAX = 2.0
 FROZEN_SECONDS_MAX = 6.0
 ACCEPTING_SECONDS_MAX = 3.0
 LISTENING_AGAIN_SECONDS_MAX = 5.0  # and not only when the ten seconds are over
 
 
-def accept_and_time(alice: User, count: int = 10) -> tuple[list[str], list[float]]:
-    """Hand in deposits without waiting. Returns their paths and the seconds that each took."""
-    paths, seconds = [], []
+def accept_and_time(alice: User, count: int = 10) -> tuple[list[str], float]:
+    """Hand in deposits without waiting. Returns their paths and the seconds of the slowest acceptance."""
+    paths, slowest = [], 0.0
     for _ in range(count):
         started = time.monotonic()
         receipt = alice.operate(wait=0, type="deposit", amount=1)
-        seconds.append(time.monotonic() - started)
+        slowest = max(slowest, time.monotonic() - started)
         assert receipt.status_code == 202
         paths.append(receipt.headers["Location"])
-    return paths, seconds
+    return paths, slowest
 
 
 def seconds_until_applied(alice: User, paths: list[str]) -> float:
@@ -54,9 +52,8 @@ def test_with_redis_stopped(kassa: Kassa, broker: redis.Redis):
     alice = kassa.user()
     kassa.kill("redis", and_keep_down=True)
     try:
-        paths, seconds = accept_and_time(alice)
-        assert statistics.median(seconds) <= SLOWER_SECONDS_MAX
-        assert max(seconds) <= SLOWEST_SECONDS_MAX
+        paths, slowest = accept_and_time(alice)
+        assert slowest <= SLOWER_SECONDS_MAX
         assert seconds_until_applied(alice, paths) <= APPLIED_SECONDS_MAX
         assert kassa.http.get("/health/ready").json()["broker"] == "down"
     finally:
@@ -67,9 +64,8 @@ def test_with_redis_frozen(kassa: Kassa, broker: redis.Redis):
     alice = kassa.user()
     kassa.signal("redis", signal.SIGSTOP)
     try:
-        paths, seconds = accept_and_time(alice)
-        assert statistics.median(seconds) <= SLOWER_SECONDS_MAX
-        assert max(seconds) <= SLOWEST_SECONDS_MAX
+        paths, slowest = accept_and_time(alice)
+        assert slowest <= SLOWER_SECONDS_MAX
         assert seconds_until_applied(alice, paths) <= APPLIED_SECONDS_MAX
     finally:
         kassa.signal("redis", signal.SIGCONT)

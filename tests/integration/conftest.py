@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 import structlog
 
-from core import db, settings
+from core import db, sessions, settings
 from core.acceptance import Accepted, accept
 from core.identity import insert_user
 from core.operations import Command
@@ -22,6 +22,7 @@ from tests.conftest import LANES
 from worker.drain import Drained, drain
 
 T = TypeVar("T")
+GIVEN = {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://", "SECRET_KEY": "abcdefghijklmnop" * 2}
 SETTLE_SECONDS = 10  # for any state to come that a test waits for
 
 
@@ -51,18 +52,18 @@ class Bank:
         """A new user on one of this many lanes."""
         self._users += 1
         name = name or f"user-{self._users}"
-        given = {
-            "DATABASE_URL": "postgresql://",
-            "REDIS_URL": "redis://",
-            "SECRET_KEY": "abcdefghijklmnop" * 2,
-            "LANES": str(lanes),
-        }
         with self.engine.begin() as connection:
-            user_id = insert_user(connection, settings.load(given), name, None, None)
+            user_id = insert_user(connection, settings.load(GIVEN | {"LANES": str(lanes)}), name, None, None)
         [(lane, account_id)] = self.rows(
             "SELECT u.lane, a.id FROM users u JOIN accounts a ON a.user_id = u.id WHERE u.id = :id", id=user_id
         )
         return User(user_id, name, lane, account_id)
+
+    def session(self, user: User) -> str:
+        """The id of the user's first session, begun now."""
+        with self.engine.begin() as connection:
+            sessions.open_session(connection, settings.load(GIVEN), user.id)
+        return str(self.value("SELECT id FROM sessions WHERE user_id = :id", id=user.id))
 
     def user_on(self, lane: int) -> User:
         """A new user on this very lane."""

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from chaos.tap import BEGIN_HERE, Tap, When
-from core import acceptance, batches, db, sessions, settings
+from core import acceptance, batches, db
 from core.acceptance import Asker
 from core.gathering import Gathering
 from core.ids import new_id
@@ -208,11 +208,7 @@ def new_case(bank: Bank) -> Case:
         id=service,
         price=PRICE,
     )
-    given = {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://", "SECRET_KEY": "abcdefghijklmnop" * 2}
-    with bank.engine.begin() as connection:
-        sessions.open_session(connection, settings.load(given), sender.id)
-    [(session,)] = bank.rows("SELECT id FROM sessions WHERE user_id = :id", id=sender.id)
-    return Case(bank, sender, receiver, service, session)
+    return Case(bank, sender, receiver, service, bank.session(sender))
 
 
 def port_of(bank: Bank) -> int:
