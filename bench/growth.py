@@ -1,18 +1,28 @@
-"""Whether Kassa grows slower as its history grows: the same figures on databases of different sizes, in turn."""
+"""Whether Kassa grows slower as its history grows: the same figures on databases of different sizes, in turn.
+
+All stacks are there at once, and each part is measured on one after another: a machine's speed changes within minutes.
+"""
 
 import statistics
+from collections import defaultdict
+from itertools import product
 
 import sqlalchemy as sa
 
-from bench import closed
-from bench.stack import FIRST_DEPOSIT, Bench, load, start
+from bench import closed, paced, rest
+from bench.stack import FIRST_DEPOSIT, Bench, load, ratio, start
 from cli.servers import CannotStart
 from core import db
 from core.reconcile import violations
 
 SIZES = (1_000, 100_000, 5_000_000)
 BUSY_USERS = 50  # who have made all of that history; every size is a multiple
-PARTS = ("single", "wait", "batch", "hot", "reads", "balance", "history", "statement")
+OPERATIONS = ("single", "wait", "batch", "hot")
+READS = ("reads", "balance", "history", "statement")
+OTHERS = {"latency": paced.latency, "fair": paced.fair, "idle": rest.idle}
+PER_SECOND = (*OPERATIONS, *READS)
+
+Figures = dict[str, dict[int, list[float]]]  # by name and size, one of each round
 
 # Transfers in a ring: user k pays user k + 1, over and over. So each account is paid and pays once in a round, the
 # first one in the other order, and balances and versions follow from the number of the round.
@@ -58,26 +68,48 @@ UPDATE users SET next_seq = 1 + {rounds}, done_seq = 1 + {rounds}, turn = 1 + {r
 CHUNK = 250_000
 
 
-def run(seconds: int, rounds: int, sizes: tuple[int, ...]) -> dict[str, dict[int, list[float]]]:
-    """Figures by part and size."""
-    figures: dict[str, dict[int, list[float]]] = {part: {size: [] for size in sizes} for part in PARTS}
-    for number in range(rounds):
+def run(seconds: int, rounds: int, sizes: tuple[int, ...]) -> Figures:
+    """A stack of each size, and the figures of all parts on all of them."""
+    benches: dict[int, Bench] = {}
+    try:
         for size in sizes:
-            bench = start(seconds, 10_000, f"bench-growth-{size}", fresh=number == 0)
-            try:
-                if number == 0:
-                    load(bench)
-                    fill(bench, size)
-                for part in PARTS:
-                    measure = closed.operations if part in ("single", "wait", "batch", "hot") else closed.requests
-                    figures[part][size].append(measure(bench, part))
-                    print(f"round {number + 1}  {size:>9,}  {part:10} {figures[part][size][-1]:10,.0f} /s", flush=True)
-                if number in (0, rounds - 1) and (broken := violations(bench.engine)):
-                    raise CannotStart(f"the ledger does not reconcile: {broken}")
-            finally:
-                bench.engine.dispose()
-                bench.stack.stop()
+            benches[size] = start(seconds, 10_000, f"bench-growth-{size}")
+            load(benches[size])
+            fill(benches[size], size)
+        figures = play(benches, rounds)
+        if broken := [each for bench in benches.values() for each in violations(bench.engine)]:
+            raise CannotStart(f"a ledger does not reconcile: {broken}")
+        return figures
+    finally:
+        for bench in benches.values():
+            bench.engine.dispose()
+            bench.stack.stop()
+
+
+def play(benches: dict[int, Bench], rounds: int) -> Figures:
+    """Measure each part on all sizes before the next one, in each round the sizes in another order."""
+    sizes = list(benches)
+    figures: Figures = defaultdict(lambda: {size: [] for size in sizes})
+    for number in range(rounds):
+        first = number % len(sizes)
+        for part, size in product((*PER_SECOND, *OTHERS), (*sizes[first:], *sizes[:first])):
+            benches[size].figures["single"] = figures["single"][sizes[0]]  # latency: at the same rate on all sizes
+            for name, figure in measure(benches[size], part).items():
+                figures[name][size].append(figure)
+                print(f"round {number + 1}  {size:>9,}  {name:16} {figure:10,.2f} {unit(name)}", flush=True)
     return figures
+
+
+def measure(bench: Bench, part: str) -> dict[str, float]:
+    """The figures of a part, by name."""
+    if part in OTHERS:
+        return OTHERS[part](bench)
+    return {part: closed.operations(bench, part) if part in OPERATIONS else closed.requests(bench, part)}
+
+
+def unit(name: str) -> str:
+    """Of a figure."""
+    return "/s" if name in PER_SECOND else {"core_percent": "%", "memory_mib": "MiB"}.get(name, "ms")
 
 
 def fill(bench: Bench, size: int) -> None:
@@ -102,13 +134,12 @@ def fill(bench: Bench, size: int) -> None:
         connection.execute(sa.text("VACUUM ANALYZE"))
 
 
-def table(figures: dict[str, dict[int, list[float]]]) -> str:
+def table(figures: Figures) -> str:
     """Medians by size, and how the largest compares with the smallest."""
     sizes = list(next(iter(figures.values())))
-    lines = ["", f"{'part':10}" + "".join(f"{size:>14,}" for size in sizes) + "   largest : smallest (must reach 0.9)"]
-    for part, by_size in figures.items():
-        medians = [statistics.median(by_size[size]) for size in sizes]
-        lines.append(
-            f"{part:10}" + "".join(f"{each:12,.0f}/s" for each in medians) + f"   {medians[-1] / medians[0]:.2f}"
-        )
+    lines = ["", f"{'figure':16}" + "".join(f"{size:>15,}" for size in sizes) + "   largest : smallest"]
+    for name, by_size in figures.items():
+        medians = "".join(f"{statistics.median(by_size[size]):11,.2f} {unit(name):3}" for size in sizes)
+        bound = "at least 0.9" if name in PER_SECOND else "at most 1.1"
+        lines.append(f"{name:16}{medians}   {ratio(by_size[sizes[-1]], by_size[sizes[0]]):.2f} ({bound})")
     return "\n".join(lines)

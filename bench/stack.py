@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,3 +143,8 @@ def share_of_memory(process: psutil.Process) -> int:
 def processor_seconds(bench: Bench) -> float:
     """What the whole stack has used of processors so far, those of its processes included that have ended."""
     return sum(sum(process.cpu_times()[:4]) for each in processes(bench).values() for process in each)
+
+
+def ratio(figures: list[float], others: list[float]) -> float:
+    """The median of the ratios within each round: what was measured at the same time had the same machine."""
+    return statistics.median(figure / other for figure, other in zip(figures, others, strict=True))
