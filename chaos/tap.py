@@ -1,4 +1,5 @@
-"""A tap on a connection to PostgreSQL, which strikes at one statement: before it is sent, or after it was carried out.
+"""A tap on a connection to PostgreSQL, which strikes at one statement: before it is sent, after it was carried out, or
+by cutting the connection within it or within its answer.
 
 It reads the protocol as far as needed: psycopg2 sends each statement as one simple query message.
 """
@@ -13,7 +14,7 @@ from typing import Literal
 
 from cli.servers import LOOPBACK
 
-When = Literal["before", "after"]
+When = Literal["before", "after", "within", "answering"]
 BEGIN_HERE = "SELECT 'the tap counts from here'"
 READY = b"Z"  # PostgreSQL's word for: carried out, and ready for the next
 TERMINATE = b"X"
@@ -21,17 +22,20 @@ TERMINATE = b"X"
 
 @dataclass
 class Tap:
-    """Listens on `port`, leads to the server on `target`. `act` is called at statement `number`.
+    """Listens on `port`, leads to the server on `target`. `act` is called before or after statement `number`.
 
     Statements are counted from 0, and only after one that is BEGIN_HERE: before it a connection is set up.
-    act: returns whether the connection goes on; it may take its time.
+    act: returns whether the connection goes on; it may take its time. cut: where it strikes within a statement or its
+    answer, so many bytes get through. sizes: the bytes of each statement and of its answer.
     """
 
     target: int
     number: int = -1
     when: When = "before"
     act: Callable[[], bool] = lambda: True
+    cut: int = 0
     statements: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     port: int = 0
     _counts: bool = False
 
@@ -85,24 +89,36 @@ class Tap:
     def _exchange(self, client: socket.socket, server: socket.socket) -> bool:
         """One statement and its answer. Returns whether there may be another."""
         kind, message = read_message(client)
-        strikes = False
+        counted, when = False, ""
         if kind == b"Q":
             statement = message[5:-1].decode(errors="replace")
-            if statement == BEGIN_HERE:
-                self._counts = True
-            elif self._counts:
-                strikes = len(self.statements) == self.number
+            counted = self._counts
+            if counted:
+                when = self.when if len(self.statements) == self.number else ""
                 self.statements.append(statement)
-        if kind == TERMINATE or (strikes and self.when == "before" and not self.act()):
+            self._counts = counted or statement == BEGIN_HERE
+        if kind == TERMINATE or (when == "before" and not self.act()):
+            return False
+        if when == "within":
+            server.sendall(message[: self.cut])
             return False
         server.sendall(message)
-        answer = b""
-        while not answer.startswith(READY):
-            _, answer = read_message(server)
-            if strikes and self.when == "after" and answer.startswith(READY) and not self.act():
-                return False
-            client.sendall(answer)
-        return True
+        answer = read_answer(server)
+        if counted:
+            self.sizes.append((len(message), len(answer)))
+        if when == "after" and not self.act():
+            return False
+        client.sendall(answer[: self.cut] if when == "answering" else answer)
+        return when != "answering"
+
+
+def read_answer(server: socket.socket) -> bytes:
+    """All that the server says to a statement."""
+    answer, kind = b"", b""
+    while kind != READY:
+        kind, message = read_message(server)
+        answer += message
+    return answer
 
 
 def read_message(connection: socket.socket) -> tuple[bytes, bytes]:

@@ -3,7 +3,7 @@ long pause.
 
 Whatever happens, an operation is there whole or not at all, is applied once in the end, and the ledger reconciles.
 `make failpoints` takes every case, and names it; otherwise each statement is struck in one way before and in another
-after it.
+after it, and a commit is cut at some of its bytes.
 """
 
 import os
@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import get_args
 
 import pytest
 import sqlalchemy as sa
@@ -26,7 +25,11 @@ from core.operations import Command
 from tests.integration.conftest import Bank, User, until
 from worker.drain import drain
 
+ALL = os.environ.get("FAILPOINTS") == "all"
 ACTIONS = ("kill", "tear", "pause")
+STRUCK: tuple[When, ...] = ("before", "after")
+CUT: tuple[When, ...] = ("within", "answering")
+EDGE_BYTES = 24  # of a long statement or answer: its beginning and its end
 PAUSE_SECONDS = 0.05
 PRICE, RICH = 10, 1_000
 
@@ -143,13 +146,35 @@ def test_whatever_strikes_it_is_there_whole_or_not_at_all(bank: Bank, name: str)
     for expected in road.statements:
         assert any(expected in statement for statement in statements), f"{expected} is not among {statements}"
     for number, statement in enumerate(statements):
-        for place, when in enumerate(get_args(When)):
-            for action in ACTIONS if os.environ.get("FAILPOINTS") == "all" else [ACTIONS[(number + place) % 3]]:
+        for place, when in enumerate(STRUCK):
+            for action in ACTIONS if ALL else [ACTIONS[(number + place) % 3]]:
                 print(f"{name}: {action} {when} statement {number}: {statement.split()[:3]}")
                 with Tap(port_of(bank), number, when) as tap:
                     acknowledged = play(bank, road, tap, action)
                 assert len(tap.statements) > number, "it was never reached"
                 assert acknowledged or action != "pause", "a pause is no failure"
+
+
+COMMITS = {"group": "EXECUTE accept_group_0", "batch": "COMMIT", "cancel": "COMMIT", "drain": "COMMIT"}
+
+
+@pytest.mark.parametrize("name", sorted(COMMITS))
+def test_a_commit_that_is_cut_at_any_byte_is_whole_or_nothing(bank: Bank, name: str):
+    with Tap(port_of(bank)) as tap:
+        assert play(bank, ROADS[name], tap, "")
+    [*_, number] = (n for n, statement in enumerate(tap.statements) if statement.startswith(COMMITS[name]))
+    for when, size in zip(CUT, tap.sizes[number], strict=True):
+        for cut in edges(size)[:: 1 if ALL else 9]:
+            print(f"{name}: cut {when} statement {number}, {cut} of {size} bytes: {COMMITS[name]}")
+            with Tap(port_of(bank), number, when, cut=cut) as tap:
+                acknowledged = play(bank, ROADS[name], tap, "")
+            assert len(tap.statements) > number, "it was never reached"
+            assert not acknowledged or (when, cut) == ("answering", size)
+
+
+def edges(size: int) -> list[int]:
+    """The numbers of bytes that get through: all, or, of what is long, those at its beginning and its end."""
+    return [cut for cut in range(size, -1, -1) if min(cut, size - cut) <= EDGE_BYTES]
 
 
 def play(bank: Bank, road: Road, tap: Tap, action: str) -> bool:
