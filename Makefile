@@ -41,7 +41,7 @@ bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 5 min
 chaos: .venv  ## put Kassa under faults, ROUNDS=300, and check all that its clients were told (some 45 minutes)
 	@exec ./kassa chaos --rounds $${ROUNDS:-300}
 
-failpoints: .venv  ## strike every statement of accepting and applying in every way, and name each case (a minute)
+failpoints: .venv  ## strike every statement of accepting and applying in every way, and name each case (two minutes)
 	@FAILPOINTS=all $(BIN)/python -m pytest -q -s tests/integration/test_failpoints.py | grep -E "statement|passed|failed"
 
 mutants: .venv  ## show that the chaos has teeth: fifteen broken builds must each be caught (some 25 minutes)
