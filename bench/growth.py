@@ -109,7 +109,7 @@ def measure(bench: Bench, part: str) -> dict[str, float]:
 
 def unit(name: str) -> str:
     """Of a figure."""
-    return "/s" if name in PER_SECOND else {"core_percent": "%", "memory_mib": "MiB"}.get(name, "ms")
+    return "/s" if name in PER_SECOND else rest.UNITS.get(name, "ms")
 
 
 def fill(bench: Bench, size: int) -> None:

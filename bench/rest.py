@@ -6,6 +6,7 @@ from bench.stack import Bench, memory, processor_seconds
 
 REST_SECONDS = 20
 MEBIBYTE = 2**20
+UNITS = {"core_percent": "%", "memory_mib": "MiB"}
 
 
 def idle(bench: Bench) -> dict[str, float]:

@@ -41,15 +41,14 @@ class Bench:
         return f"http://{LOOPBACK}:{self.stack.environment['PORT']}"
 
 
-def start(seconds: int, users: int, name: str = "bench", *, fresh: bool = True) -> Bench:
-    """A stack of its own in DATA_DIR/`name`, its database empty if `fresh`."""
+def start(seconds: int, users: int, name: str = "bench") -> Bench:
+    """A stack of its own in DATA_DIR/`name`, its database empty."""
     own = ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "SECRET_KEY", "PORT", "FLOWER_PORT", "ADMIN_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in own}
     data_dir = Path(environment.get("DATA_DIR") or ROOT / ".data") / name
     stack = Stack(data_dir, environment)
     stack.claim()
-    if fresh:
-        shutil.rmtree((stack.data_dir / "postgres").resolve(), ignore_errors=True)
+    shutil.rmtree((stack.data_dir / "postgres").resolve(), ignore_errors=True)
     for name in ("PORT", "FLOWER_PORT", "ADMIN_PORT"):
         environment[name] = str(free_port(0))
     environment["LOG_LEVEL"] = environment.get("LOG_LEVEL") or "WARNING"

@@ -21,6 +21,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from bench import closed, growth, machines, overload, paced, rest
+from bench.rest import UNITS
 from bench.stack import Bench, load, ratio, start
 from cli.servers import CannotStart
 from core.reconcile import violations
@@ -45,7 +46,6 @@ AT_LEAST = {
     "reads": ("bare_read", 0.04),
 }
 AT_MOST = {"applied_p50": 10.0, "applied_p99": 50.0, "core_percent": 2.0}
-UNITS = {"core_percent": "%", "memory_mib": "MiB"}
 LIGHT_RATIO_MAX = 3.0
 
 
