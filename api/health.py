@@ -20,11 +20,13 @@ LANES = """
 SELECT lanes.id AS lane, pending.depth,
        coalesce(extract(epoch FROM clock_timestamp() - pending.oldest), 0) AS oldest_seconds
   FROM lanes CROSS JOIN LATERAL (
-    SELECT count(*) AS depth, min(created_at) AS oldest FROM operations WHERE lane = lanes.id AND status = 'pending'
+    SELECT count(*) AS depth, min(o.created_at) AS oldest
+      FROM queue JOIN operations o ON o.id = queue.operation_id WHERE queue.lane = lanes.id
   ) AS pending ORDER BY lanes.id"""
 OLDEST_PENDING = """
 SELECT extract(epoch FROM clock_timestamp() - min(head.created_at)) FROM lanes CROSS JOIN LATERAL (
-    SELECT created_at FROM operations WHERE lane = lanes.id AND status = 'pending' ORDER BY turn LIMIT 1) AS head"""
+    SELECT o.created_at FROM queue JOIN operations o ON o.id = queue.operation_id
+     WHERE queue.lane = lanes.id ORDER BY queue.turn, queue.operation_id LIMIT 1) AS head"""
 
 
 class Health:

@@ -34,10 +34,10 @@ SELECT (row_number() OVER (ORDER BY u.id) - 1)::int AS k, u.id AS user_id, u.lan
        SELECT 'bench-' || i FROM generate_series(0, {busy} - 1) AS i)""",
     "SET session_replication_role = replica",
     """
-INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, status, account_id, counterparty_id, amount,
+INSERT INTO operations (id, user_id, requested_by, seq, lane, type, status, account_id, counterparty_id, amount,
                         currency, request_hash, apply_no, account_version, counterparty_version,
                         created_at, finished_at)
-SELECT uuidv7(), s.user_id, s.user_id, 2 + n / {busy}, s.lane, 2 + n / {busy}, 'transfer', 'applied', s.account_id,
+SELECT uuidv7(), s.user_id, s.user_id, 2 + n / {busy}, s.lane, 'transfer', 'applied', s.account_id,
        r.account_id, 1, 'RUB', '', {last} + 1 + n,
        2 + 2 * (n / {busy}) + CASE WHEN s.k = 0 THEN 0 ELSE 1 END,
        2 + 2 * (n / {busy}) + CASE WHEN r.k = 0 THEN 1 ELSE 0 END,

@@ -106,7 +106,7 @@ def deposit_to_all(bench: Bench, user_ids: list[str]) -> None:
 def wait_until_applied(bench: Bench) -> None:
     """Return when nothing is pending."""
     deadline = time.monotonic() + DRAIN_SECONDS_MAX
-    while count(bench, "SELECT count(*) FROM (SELECT FROM operations WHERE status = 'pending' LIMIT 1) AS unfinished"):
+    while count(bench, "SELECT count(*) FROM (SELECT FROM queue LIMIT 1) AS unfinished"):
         if time.monotonic() > deadline:
             raise CannotStart(f"operations are still pending after {DRAIN_SECONDS_MAX} s: see the logs.")
         time.sleep(0.02)

@@ -45,14 +45,14 @@ OF_DRAINS = re.compile("EXECUTE (lock_lane|lock_accounts|write_outcomes|move_on)
 
 EMPTY = """
 SET session_replication_role = replica;
-TRUNCATE operations, entries, batches, purchases;
+TRUNCATE operations, queue, entries, batches, purchases;
 UPDATE users SET next_seq = 0, done_seq = 0;
 UPDATE accounts SET balance = 0, version = 0;
 SET session_replication_role = DEFAULT
 """
 # What is unfinished, and what may yet be accepted. Workers may be at empty lanes for long, where bells were doubled.
 BUSY = """
-SELECT (SELECT count(*) FROM operations WHERE status = 'pending')
+SELECT (SELECT count(*) FROM queue)
      + (SELECT count(*) FROM pg_stat_activity
          WHERE datname = current_database() AND application_name = 'kassa-api'
            AND (state = 'active' OR state LIKE 'idle in%%'))
@@ -326,13 +326,13 @@ class Round:
         """What is not finished, or who is still at it."""
         with contextlib.suppress(sa.exc.SQLAlchemyError), db.autocommit(self.cluster.engine).connect() as connection:
             pending = connection.exec_driver_sql(
-                "SELECT lane, count(*), min(amount), max(amount) FROM operations WHERE status = 'pending' GROUP BY lane"
+                "SELECT lane, count(*), min(turn), max(turn) FROM queue GROUP BY lane"
             ).all()
             active = connection.exec_driver_sql(
                 "SELECT application_name, state, wait_event, left(query, 60) FROM pg_stat_activity"
                 " WHERE application_name LIKE 'kassa-%%' AND state <> 'idle'"
             ).all()
-            return f"pending (lane, count, amounts) {pending}; backends {active}; last {self.extra.events[-1].detail}"
+            return f"pending (lane, count, turns) {pending}; backends {active}; last {self.extra.events[-1].detail}"
         return f"the database does not answer; last {self.extra.events[-1].detail}"
 
     def _check(self) -> list[Violation]:

@@ -1,6 +1,7 @@
 """Step 3 of the story: an operation is accepted in one statement, and only then does the client get its receipt.
 
-The statement resolves the accounts, takes the user's next `seq` under the user's row lock and inserts the operation.
+The statement resolves the accounts, takes the user's next `seq` under the user's row lock, and inserts the operation
+and its place in the queue.
 It does all of it or nothing: a used idempotency key undoes the `seq` with it, so that numbers have no gaps.
 
 `turn` is the operation's place in its lane, by start-time fair queueing: one after the user's previous operation, but
@@ -67,13 +68,16 @@ WITH source AS (
             SELECT FROM services WHERE id = $15 AND price = $16 AND services.currency = $17)))
     RETURNING users.id AS user_id, users.username, users.next_seq AS seq, users.done_seq, users.lane, users.turn
 ), accepted AS (
-    INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
+    INSERT INTO operations (id, user_id, requested_by, seq, lane, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, idempotency_key, request_hash, request_id,
                             service_id, price, price_currency, rate, rate_date, created_at)
-    SELECT $1, taken.user_id, $3, taken.seq, taken.lane, taken.turn, $4, source.id, receiver.id, $5,
+    SELECT $1, taken.user_id, $3, taken.seq, taken.lane, $4, source.id, receiver.id, $5,
            source.currency, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, clock_timestamp()
       FROM taken CROSS JOIN source LEFT JOIN receiver ON true
     RETURNING *
+), queued AS (
+    INSERT INTO queue (lane, turn, operation_id)
+    SELECT taken.lane, taken.turn, accepted.id FROM accepted CROSS JOIN taken
 )
 SELECT accepted.*, taken.username, receiver.user_id AS counterparty_user_id, u.username AS counterparty_username,
        NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after,

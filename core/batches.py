@@ -71,13 +71,15 @@ WITH item AS (
      WHERE users.id = wanted.user_id AND lanes.id = users.lane
     RETURNING users.id, users.lane, users.next_seq - operations AS seq, users.turn - operations AS turn
 ), accepted AS (
-    INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
+    INSERT INTO operations (id, user_id, requested_by, seq, lane, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, request_hash, request_id, created_at, batch_id, batch_index)
-    SELECT a.id, a.user_id, $2, taken.seq + a.nth, taken.lane, taken.turn + a.nth, a.type, a.source_id, a.receiver_id,
-           a.amount, a.currency, a.comment, a.metadata::jsonb, $4, $3, clock_timestamp(),
-           $1, a.place
+    SELECT a.id, a.user_id, $2, taken.seq + a.nth, taken.lane, a.type, a.source_id, a.receiver_id, a.amount,
+           a.currency, a.comment, a.metadata::jsonb, $4, $3, clock_timestamp(), $1, a.place
       FROM acceptable a JOIN taken ON taken.id = a.user_id
     RETURNING batch_index, lane
+), queued AS (
+    INSERT INTO queue (lane, turn, operation_id)
+    SELECT taken.lane, taken.turn + a.nth, a.id FROM acceptable a JOIN taken ON taken.id = a.user_id
 )
 SELECT r.place, r.id, r.source_id, r.receiver_id, r.to_self, accepted.lane,
        accepted.lane IS NULL AND EXISTS (SELECT FROM locked WHERE locked.id = r.user_id) AS crowded,

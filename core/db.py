@@ -46,6 +46,8 @@ SESSION = {
     # What is prepared is planned once, and as tests/integration/test_plans.py sees it: not anew for each length of an
     # array.
     "plan_cache_mode": "force_generic_plan",
+    # Nor is it planned anew when a table fills that was empty then: it must not read it whole.
+    "enable_seqscan": "off",
 }
 # Of those who drain: shorter than the time after which a frozen one loses its locks. Else a second one, frozen while it
 # waits, would be handed the lock then, and keep it for as long again. The sweeper alone waits longer, for one lane that

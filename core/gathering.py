@@ -69,13 +69,16 @@ WITH item AS (
      WHERE users.id = ANY (ARRAY(SELECT id FROM locked)) AND lanes.id = users.lane
     RETURNING users.id, users.username, users.next_seq AS seq, users.done_seq, users.lane, users.turn
 ), accepted AS (
-    INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount,
+    INSERT INTO operations (id, user_id, requested_by, seq, lane, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, idempotency_key, request_hash, request_id, created_at)
-    SELECT sound.id, sound.user_id, sound.requested_by, taken.seq, taken.lane, taken.turn, sound.type, sound.source_id,
+    SELECT sound.id, sound.user_id, sound.requested_by, taken.seq, taken.lane, sound.type, sound.source_id,
            sound.receiver_id, sound.amount, sound.currency, sound.comment, sound.metadata::jsonb,
            sound.idempotency_key, decode(sound.request_hash, 'hex'), sound.request_id, clock_timestamp()
       FROM sound JOIN taken ON taken.id = sound.user_id
     RETURNING *
+), queued AS (
+    INSERT INTO queue (lane, turn, operation_id)
+    SELECT taken.lane, taken.turn, accepted.id FROM accepted JOIN taken ON taken.id = accepted.user_id
 )
 SELECT accepted.*, taken.username, sound.receiver_user_id AS counterparty_user_id, u.username AS counterparty_username,
        NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after, NULL::text AS service_name,

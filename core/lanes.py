@@ -21,8 +21,8 @@ LOCK_WITH_OTHERS = Prepared(
 WITH own AS MATERIALIZED ({LOCK.sql}), others AS MATERIALIZED (
     SELECT id FROM lanes
      WHERE id <> $1 AND EXISTS (SELECT FROM own)
-       AND (SELECT count(*) FROM (SELECT FROM operations WHERE lane = $1 AND status = 'pending' LIMIT $2) AS few) < $2
-       AND EXISTS (SELECT FROM operations o WHERE o.lane = lanes.id AND o.status = 'pending')
+       AND (SELECT count(*) FROM (SELECT FROM queue WHERE lane = $1 LIMIT $2) AS few) < $2
+       AND (SELECT true FROM queue WHERE lane = lanes.id LIMIT 1)
      ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 SELECT id FROM own UNION ALL SELECT id FROM others
@@ -32,14 +32,17 @@ PENDING = Prepared(
     "pending",
     ["int[]", "int", "bigint"],
     """
-SELECT o.* FROM unnest($1) WITH ORDINALITY AS l (lane, place) CROSS JOIN LATERAL (
-    SELECT id, user_id, seq, turn, lane, type, account_id, counterparty_id, amount, currency, cancel_requested,
+SELECT o.* FROM (
+    SELECT l.place, due.* FROM unnest($1) WITH ORDINALITY AS l (lane, place) CROSS JOIN LATERAL (
+        SELECT turn, operation_id FROM queue
+         WHERE lane = l.lane AND turn < $3 + (SELECT min(turn) FROM queue WHERE lane = l.lane)
+         ORDER BY turn, operation_id LIMIT $2) AS due
+     ORDER BY l.place, due.turn, due.operation_id LIMIT $2) AS next
+ CROSS JOIN LATERAL (
+    SELECT id, user_id, seq, next.turn, lane, type, account_id, counterparty_id, amount, currency, cancel_requested,
            request_id, service_id
-      FROM operations
-     WHERE lane = l.lane AND status = 'pending'
-       AND turn < $3 + (SELECT min(turn) FROM operations WHERE lane = l.lane AND status = 'pending')
-     ORDER BY turn, id LIMIT $2) AS o
- ORDER BY l.place, o.turn, o.id LIMIT $2
+      FROM operations WHERE id = next.operation_id LIMIT 1) AS o
+ ORDER BY next.place, next.turn, next.operation_id
 """,
 )
 
@@ -86,7 +89,7 @@ def next_pending(connection: sa.Connection, lane_ids: Sequence[int], limit: int)
 def heads(connection: sa.Connection) -> dict[int, str]:
     """For each lane with work: the id of the operation at its head."""
     query = """
-SELECT lanes.id, head.id FROM lanes CROSS JOIN LATERAL (
-    SELECT o.id FROM operations o WHERE o.lane = lanes.id AND o.status = 'pending' ORDER BY o.turn, o.id LIMIT 1
+SELECT lanes.id, head.operation_id FROM lanes CROSS JOIN LATERAL (
+    SELECT operation_id FROM queue WHERE lane = lanes.id ORDER BY turn, operation_id LIMIT 1
 ) AS head"""
     return {row[0]: row[1] for row in connection.exec_driver_sql(query)}

@@ -26,7 +26,7 @@ WRITE = Prepared(
         *("uuid[]", "uuid[]", "bigint[]", "bigint[]", "bigint[]"),
         *("uuid[]", "bigint[]", "bigint[]"),
         *("uuid[]", "text[]", "text[]", "bigint[]", "bigint[]"),
-        *("int[]", "bigint[]", "json"),
+        *("int[]", "bigint[]", "int[]", "bigint[]", "json"),
     ],
     f"""
 WITH posted AS (
@@ -43,11 +43,16 @@ WITH posted AS (
               FROM unnest($9, $10, $11, $12, $13)
                 AS o (id, status, rejection, account_version, counterparty_version)) AS o
      WHERE operations.id = o.id RETURNING 1
+), taken_off AS (
+    DELETE FROM queue WHERE ctid = ANY (ARRAY(
+        SELECT place.ctid FROM unnest($16, $17, $9) AS q (lane, turn, operation_id) CROSS JOIN LATERAL (
+            SELECT ctid FROM queue WHERE lane = q.lane AND turn = q.turn AND operation_id = q.operation_id LIMIT 1
+        ) AS place)) RETURNING 1
 ), clock AS (
     UPDATE lanes SET turn = greatest(lanes.turn, l.turn) FROM unnest($14, $15) AS l (id, turn) WHERE lanes.id = l.id
 )
-SELECT (SELECT count(*) FROM finished) AS finished,
-       pg_notify('{notices.CHANNEL}', json_build_array(statement_timestamp(), $16)::text)
+SELECT (SELECT count(*) FROM finished) AS finished, (SELECT count(*) FROM taken_off) AS taken_off,
+       pg_notify('{notices.CHANNEL}', json_build_array(statement_timestamp(), $18)::text)
 """,
 )
 
@@ -141,12 +146,16 @@ def write(connection: sa.Connection, books: Books, decided: Sequence[Decided]) -
             array(each.account_version for each in finished),
             array(each.counterparty_version for each in finished),
             *columns(sorted(turns.items()), 2),
+            *columns([(operation.lane, operation.turn) for operation, _, _ in decided], 2),
             notices.payload(finished),
         ),
     )
     moved = MOVE_ON.row(connection, columns([(user, *ends) for user, ends in sorted(prefixes.items())], 3))
-    if written.finished != len(decided) or moved.users != len(prefixes):
-        raise LedgerError(f"{written.finished} of {len(decided)} finished, {moved.users} of {len(prefixes)} users")
+    if {written.finished, written.taken_off} != {len(decided)} or moved.users != len(prefixes):
+        raise LedgerError(
+            f"{written.finished} of {len(decided)} finished, {written.taken_off} taken off the queue,"
+            f" {moved.users} of {len(prefixes)} users moved on"
+        )
 
 
 def outcomes(books: Books, decided: Sequence[Decided]) -> Iterator[Finished]:

@@ -46,11 +46,12 @@ COUNT = Prepared(
     [],
     f"""
 WITH waiting AS MATERIALIZED (
-    SELECT (SELECT count(*) FROM operations WHERE status = 'pending') AS operations,
+    SELECT (SELECT count(*) FROM queue) AS operations,
            coalesce((SELECT max(extract(epoch FROM clock_timestamp() - head.created_at))
                        FROM lanes CROSS JOIN LATERAL (
-                            SELECT created_at FROM operations o WHERE o.lane = lanes.id AND o.status = 'pending'
-                             ORDER BY o.turn, o.id LIMIT 1) AS head), 0) AS oldest_seconds
+                            SELECT o.created_at FROM queue JOIN operations o ON o.id = queue.operation_id
+                             WHERE queue.lane = lanes.id ORDER BY queue.turn, queue.operation_id LIMIT 1) AS head
+                     ), 0) AS oldest_seconds
 )
 UPDATE load SET counted = waiting.operations, let_in = 0, oldest_seconds = waiting.oldest_seconds,
                 counted_at = clock_timestamp(),

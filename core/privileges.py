@@ -32,11 +32,11 @@ REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role};
 GRANT USAGE ON SCHEMA public TO {role};
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};
 GRANT SELECT ON SEQUENCE apply_no TO {role};
-GRANT INSERT ON batches, services, sessions, refresh_tokens, email_codes, attempts TO {role};
+GRANT INSERT ON queue, batches, services, sessions, refresh_tokens, email_codes, attempts TO {role};
 -- What a new row begins with (balances, outcomes, counters) is the table's own to say.
 GRANT INSERT (id, username, email, email_confirmed_at, password_hash, lane) ON users TO {role};
 GRANT INSERT (id, user_id, kind, name, currency, is_default, lane) ON accounts TO {role};
-GRANT INSERT (id, user_id, requested_by, seq, lane, turn, type, account_id, counterparty_id, amount, currency, comment,
+GRANT INSERT (id, user_id, requested_by, seq, lane, type, account_id, counterparty_id, amount, currency, comment,
               metadata, idempotency_key, request_hash, request_id, service_id, price, price_currency, rate, rate_date,
               created_at, batch_id, batch_index) ON operations TO {role};
 GRANT UPDATE ON services, sessions, refresh_tokens, email_codes, attempts TO {role};

@@ -77,6 +77,11 @@ TRUTHS = {
     "operations_have_a_user": """
         SELECT o.id, o.user_id FROM operations o LEFT JOIN users u ON u.id = o.user_id AND u.lane = o.lane
          WHERE u.id IS NULL""",
+    "the_queue_holds_what_is_pending": """
+        SELECT o.id, o.lane, q.operation_id AS queued_id, q.lane AS queued_lane, q.turn AS queued_turn
+          FROM (SELECT * FROM operations WHERE status = 'pending') AS o
+          FULL JOIN queue q ON q.operation_id = o.id AND q.lane = o.lane
+         WHERE o.id IS NULL OR q.operation_id IS NULL""",
     "nobody_is_overtaken": """
         SELECT user_id, seq, status, status_before FROM (
             SELECT *, lag(status) OVER (PARTITION BY user_id ORDER BY seq) AS status_before FROM operations) AS ordered
@@ -119,6 +124,7 @@ def reconcile(engine: sa.Engine) -> Iterator[Finding]:
         connection.exec_driver_sql("SET TRANSACTION READ ONLY")
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = on")
         for truth, query in TRUTHS.items():
             rows = connection.execute(
                 sa.text(f"SELECT *, count(*) OVER () AS violations FROM ({query}) AS broken LIMIT {SAMPLES_MAX}")

@@ -157,7 +157,6 @@ operations = Table(
     Column("requested_by", Id, nullable=False),  # who asked: the user, or a service acting for the user
     Column("seq", BigInteger, nullable=False),
     Column("lane", Integer, nullable=False),
-    Column("turn", BigInteger, nullable=False),
     Column("type", Text, nullable=False),
     Column("status", Text, nullable=False, server_default="pending"),
     Column("account_id", Id, nullable=False),
@@ -216,8 +215,6 @@ operations = Table(
     # An applied operation points at the entry of its own account.
     CheckConstraint("(status = 'applied') = (account_version IS NOT NULL)", name="operations_applied_has_entry"),
     Index("operations_batch_id", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
-    # The queue of record: what a lane still has to do, in order.
-    Index("operations_pending", "lane", "turn", "id", postgresql_where=text("status = 'pending'")),
     # History, a page at a time: one's own, and what others sent.
     Index("operations_user_id_created_at", "user_id", "created_at", "id"),
     Index(
@@ -227,13 +224,22 @@ operations = Table(
         "id",
         postgresql_where=text("counterparty_id IS NOT NULL"),
     ),
-    postgresql_with={
-        "fillfactor": 80,
-        # What is finished leaves a dead entry in operations_pending; each look at the lane passes it until a vacuum.
-        "autovacuum_vacuum_scale_factor": 0.005,
-        "autovacuum_vacuum_threshold": 20000,
-        "vacuum_index_cleanup": "on",
-    },
+    # Each row is rewritten once, when it is finished, and no index holds what changes then: with as much room on the
+    # page the rewrite stays in place, and out of all indexes.
+    postgresql_with={"fillfactor": 50},
+)
+
+# The queue of record: what each lane still has to do, in order. A pending operation stands here, a finished one does
+# not. It is a table of its own, so that finishing changes no index of `operations`, and so that a vacuum of what the
+# finished leave behind here, which each look at a lane has to pass, takes as long however much history there is.
+queue = Table(
+    "queue",
+    metadata,
+    Column("lane", Integer, nullable=False),
+    Column("turn", BigInteger, nullable=False),
+    Column("operation_id", Id, nullable=False),
+    PrimaryKeyConstraint("lane", "turn", "operation_id", name="queue_lane_turn_operation_id_key"),
+    postgresql_with={"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 10000},
 )
 
 entries = Table(

@@ -108,6 +108,10 @@ class Bank:
         """The balance of the user's default account."""
         return self.value("SELECT balance FROM accounts WHERE id = :id", id=user.account_id)
 
+    def turn(self, operation_id: str) -> int:
+        """The turn of a pending operation."""
+        return self.value("SELECT turn FROM queue WHERE operation_id = :id", id=operation_id)
+
     def statuses(self, user: User) -> list[str]:
         """The statuses of the user's operations in the order of acceptance."""
         return [

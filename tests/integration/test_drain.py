@@ -200,7 +200,7 @@ def test_who_comes_in_ahead_of_the_operation_at_fault_does_not_fail_in_its_place
     assert bank.drain().counts == {"applied": 2}
     refuse_to_write(bank)
     at_fault = bank.accept(heavy, amount=UNLUCKY).row
-    assert at_fault.turn > bank.value("SELECT turn FROM lanes WHERE id = 0"), "there is room ahead of it"
+    assert bank.turn(at_fault.id) > bank.value("SELECT turn FROM lanes WHERE id = 0"), "there is room ahead of it"
     tries = itertools.count(1)
 
     def come_in(_connection: sa.Connection) -> None:

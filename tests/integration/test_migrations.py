@@ -6,19 +6,36 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.script import ScriptDirectory
 
 from cli.migrate import migrate
 from cli.servers import postgres_binaries
 from cli.stack import Stack
 from core import db, lanes
+from core.ids import own_account_id
+from core.reconcile import violations
 from core.tables import metadata
 from tests.conftest import create_database
 from tests.integration.conftest import aside
+from worker.drain import drain
 
 numbers = itertools.count(1)
 
 Create = Callable[[], sa.Engine]
+
+# Two of three operations are pending.
+BEFORE_THE_QUEUE = f"""
+INSERT INTO accounts (id, kind, currency, lane) VALUES ('{own_account_id("world", 0, "RUB")}', 'world', 'RUB', 0);
+INSERT INTO users (id, username, lane, next_seq, done_seq, turn) VALUES (uuidv7(), 'alice', 0, 3, 1, 3);
+INSERT INTO accounts (id, user_id, kind, currency, is_default) SELECT id, id, 'main', 'RUB', true FROM users;
+INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, amount, currency, request_hash,
+                        status, rejection, apply_no, finished_at)
+SELECT uuidv7(), id, id, place, 0, place, 'deposit', id, 1, 'RUB', '',
+       CASE place WHEN 1 THEN 'canceled' ELSE 'pending' END, NULL,
+       CASE place WHEN 1 THEN nextval('apply_no') END, CASE place WHEN 1 THEN now() END
+  FROM users CROSS JOIN generate_series(1, 3) AS place
+"""
 
 
 @pytest.fixture
@@ -80,7 +97,7 @@ def test_the_comparison_notices_what_differs(blank: Create):
         "ALTER TABLE users ALTER COLUMN bio DROP DEFAULT",
         "ALTER TABLE operations DROP CONSTRAINT operations_amount_positive",
         "ALTER TABLE entries DISABLE TRIGGER entries_append_only",
-        "DROP INDEX operations_pending",
+        "DROP INDEX operations_batch_id",
         "ALTER TABLE lanes RESET (fillfactor)",
     ):
         with engine.begin() as connection:
@@ -131,6 +148,23 @@ def test_a_migration_that_breaks_leaves_nothing_behind(blank: Create):
     with pytest.raises(sa.exc.ProgrammingError, match="refresh_tokens"):
         migrate(engine, 2)
     assert sa.inspect(engine).get_table_names() == ["refresh_tokens"]
+
+
+def test_what_is_pending_when_the_queue_becomes_a_table_is_applied(blank: Create):
+    engine = blank()
+    with engine.begin() as connection:
+        config = db.migrations()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0006")
+        lanes.ensure(connection, 1)
+        for statement in BEFORE_THE_QUEUE.split(";\n"):
+            connection.exec_driver_sql(statement)
+    migrate(engine, 1)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT lane, turn FROM queue ORDER BY turn").all() == [(0, 2), (0, 3)]
+    assert not violations(engine)
+    assert drain(engine, 0).counts == {"applied": 2}
+    assert not violations(engine)
 
 
 def test_lanes_only_grow(blank: Create):

@@ -219,6 +219,13 @@ UPDATE accounts SET version = version + 1, balance = balance + CASE WHEN id = {B
     ),
     ("operations_have_a_user", "another lane", f"UPDATE operations SET lane = 1 WHERE id = {of(ALICE, 5)}"),
     ("operations_have_a_user", "a user who is gone", f"DELETE FROM users WHERE id = {BOB}"),
+    ("the_queue_holds_what_is_pending", "a pending operation that is not there", "DELETE FROM queue"),
+    ("the_queue_holds_what_is_pending", "a pending operation on another lane", "UPDATE queue SET lane = 1"),
+    (
+        "the_queue_holds_what_is_pending",
+        "a finished operation",
+        f"INSERT INTO queue (lane, turn, operation_id) VALUES (0, 1, {of(BOB, 1)})",
+    ),
     (
         "nobody_is_overtaken",
         "pending again",
@@ -283,8 +290,8 @@ def test_all_are_counted_and_a_few_are_shown(ledger: sa.Engine):
 
 
 OPERATION = f"""
-INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, amount, currency, request_hash)
-VALUES (gen_random_uuid(), {ALICE}, {ALICE}, %s, 0, 9, 'deposit', {ALICES}, %s, 'RUB', '')"""
+INSERT INTO operations (id, user_id, requested_by, seq, lane, type, account_id, amount, currency, request_hash)
+VALUES (gen_random_uuid(), {ALICE}, {ALICE}, %s, 0, 'deposit', {ALICES}, %s, 'RUB', '')"""
 FINISH = f"UPDATE operations SET finished_at = now(), apply_no = 99, status = %s WHERE id = {of(ALICE, 5)}"
 
 REFUSED = {

@@ -135,7 +135,7 @@ class Ledger:
             self.move(one, payer, receiver)
         user = self.users[one["user"]]
         user["done_seq"] += 1
-        self.lanes[one["lane"]] = max(self.lanes[one["lane"]], one["turn"])
+        self.lanes[one["lane"]], one["turn"] = max(self.lanes[one["lane"]], one["turn"]), None
         self.applied.append(operation)
 
     def move(self, one: dict[str, Any], payer: dict[str, Any], receiver: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ COPIES = {
     "users": "id = ANY (%(users)s::uuid[])",
     "accounts": "id = ANY (%(accounts)s::uuid[])",
     "operations": "user_id = ANY (%(users)s::uuid[])",
+    "queue": "lane = ANY (%(lanes)s::int[])",
     "purchases": "user_id = ANY (%(users)s::uuid[])",
     "entries": "account_id = ANY (%(accounts)s::uuid[])",
 }
@@ -45,9 +46,11 @@ STATE = db.Prepared(
     "state",
     ["uuid[]", "uuid[]"],
     """
-SELECT 'operations', id, json_build_array(seq, lane, turn, status, type, account_id, counterparty_id, amount, currency,
-       rejection->>'code', (rejection->>'available')::bigint, account_version, counterparty_version, apply_no)
-  FROM operations WHERE user_id = ANY ($1)
+SELECT 'operations', id, json_build_array(seq, lane,
+       (SELECT turn FROM queue WHERE queue.lane = o.lane AND operation_id = o.id), status, type, account_id,
+       counterparty_id, amount, currency, rejection->>'code', (rejection->>'available')::bigint, account_version,
+       counterparty_version, apply_no)
+  FROM operations o WHERE user_id = ANY ($1)
 UNION ALL SELECT 'accounts', id, json_build_array(currency, balance, version) FROM accounts WHERE id = ANY ($2)
 UNION ALL SELECT 'users', id, json_build_array(next_seq, done_seq, turn) FROM users WHERE id = ANY ($1)
 """,
@@ -160,7 +163,8 @@ class Bank:
 
     def broken(self, ledger: Ledger) -> list[Any]:
         """The truths that do not hold of a universe."""
-        ids = {"users": db.array(ledger.users), "accounts": db.array(ledger.accounts)}
+        of_universe = {"users": ledger.users, "accounts": ledger.accounts, "lanes": ledger.lanes}
+        ids = {name: db.array(each) for name, each in of_universe.items()}
         with self.checker.begin() as connection:
             connection.exec_driver_sql(FILL_COPIES, ids)
             return list(connection.exec_driver_sql("EXECUTE broken"))

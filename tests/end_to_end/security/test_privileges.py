@@ -34,6 +34,8 @@ def engines(running: Kassa) -> Iterator[list[sa.Engine]]:
         "UPDATE operations SET status = 'applied'",
         "UPDATE operations SET amount = 1",
         "DELETE FROM operations",
+        "DELETE FROM queue",
+        "UPDATE queue SET turn = 0",
         "TRUNCATE operations CASCADE",
         "UPDATE users SET done_seq = next_seq",
         "DELETE FROM users",
