@@ -59,7 +59,11 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, request: Any, client: Any, address: Any) -> None:
         """Serve a request, in which the client may not pause for longer than CLIENT_PAUSE_SECONDS_MAX."""
         client.settimeout(CLIENT_PAUSE_SECONDS_MAX)
-        super().handle_request(listener_name, request, client, address)
+        together = HeadWithBody(client)
+        try:
+            super().handle_request(listener_name, request, together, address)
+        finally:
+            together.flush()
         client.settimeout(None)
 
     def handle_exit(self, signal: int, frame: FrameType | None) -> None:
@@ -91,6 +95,36 @@ class Worker(GeventWorker):
                     pass
         except OSError:
             self.log.debug("the client left before its answer")
+
+
+class HeadWithBody:
+    """A client's socket for one response: its head, which gunicorn sends first, leaves with the first of its body."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.head: bytes | None = None  # as long as it waits; empty once it has left
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def sendall(self, data: bytes) -> None:
+        """Hold the head back; send everything else, after the head."""
+        if self.head is None:
+            self.head = data
+            return
+        self.client.sendall(self.head + data if self.head else data)
+        self.head = b""
+
+    def flush(self) -> None:
+        """Send the head of a response that has no body."""
+        if self.head:
+            self.client.sendall(self.head)
+            self.head = b""
+
+    def close(self) -> None:
+        """The response has failed: nothing more is to be sent."""
+        self.head = b""
+        self.client.close()
 
 
 class BetweenRequests:

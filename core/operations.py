@@ -1,15 +1,15 @@
 """The nouns of the road: what a client asks for, what is stored, and how it can end. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 Type = Literal["deposit", "withdrawal", "transfer", "purchase"]
 Status = Literal["pending", "applied", "rejected", "canceled", "failed"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class Command(Struct, frozen=True, kw_only=True):
     """What a client asks for, validated. Amounts are minor units; ids are UUID strings.
 
     account_id: which of the user's accounts; None is the default one.
@@ -32,8 +32,7 @@ class Command:
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """A pending operation, as the drain reads it."""
 
     id: str
@@ -51,8 +50,7 @@ class Operation:
     service_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(Struct, frozen=True):
     """An account as a decision sees it: locked, with all earlier operations applied."""
 
     id: str
@@ -63,31 +61,27 @@ class Account:
     closed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Shelf:
+class Shelf(Struct, frozen=True):
     """What decisions about purchases need to know: which services are off sale, and who has bought which."""
 
     inactive: frozenset[str] = frozenset()
     bought: set[tuple[str, str]] = field(default_factory=set)  # grows while a batch is decided
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(Struct, frozen=True):
     """One side of a movement of money: what an account gains, in minor units (or loses, if negative)."""
 
     account_id: str
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(Struct, frozen=True):
     """The operation moves money; the postings sum to zero."""
 
     postings: tuple[Posting, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct, frozen=True):
     """A lawful no, with the facts that the decision saw."""
 
     code: str
@@ -96,13 +90,11 @@ class Rejected:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Canceled:
+class Canceled(Struct, frozen=True):
     """Its client took it back in time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """A defect of ours: it moves no money and blocks nobody."""
 
 

@@ -1,11 +1,11 @@
 """The business rules alone: what becomes of an operation, why it is refused, and in which order of reasons."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from core.ids import own_account_id
 from core.ledger import Books
