@@ -84,8 +84,7 @@ def load(bench: Bench) -> None:
         """)
     (bench.stack.data_dir / "users.txt").write_text("\n".join(lines) + "\n")
     deposit_to_all(bench, [line.split()[2] for line in lines])
-    with db.autocommit(bench.engine).connect() as connection:
-        connection.exec_driver_sql("VACUUM ANALYZE")
+    settle(bench)
 
 
 def token(connection: sa.Connection, configuration: settings.Settings, user_id: str) -> str:
@@ -110,6 +109,15 @@ def wait_until_applied(bench: Bench) -> None:
         if time.monotonic() > deadline:
             raise CannotStart(f"operations are still pending after {DRAIN_SECONDS_MAX} s: see the logs.")
         time.sleep(0.02)
+
+
+def settle(bench: Bench) -> None:
+    """Have PostgreSQL do what earlier parts left to be done, vacuums and writes, lest it be done beside the next."""
+    with db.autocommit(bench.engine).connect() as connection:
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.exec_driver_sql("VACUUM ANALYZE")
+        connection.exec_driver_sql("CHECKPOINT")
+        connection.exec_driver_sql("RESET statement_timeout")
 
 
 def count(bench: Bench, query: str) -> int:

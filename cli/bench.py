@@ -1,8 +1,9 @@
 """Measure Kassa beside bare SQL transactions on the same PostgreSQL, in the same run.
 
 Starts a fresh stack of its own in DATA_DIR/bench, loads users through the API's own code, and then runs every part
-several times, interleaved, because machines are shared and noisy. Each part ends when everything accepted is applied;
-a figure whose ledger does not reconcile is an error. Prints a table, and writes DATA_DIR/bench/results.json.
+several times, interleaved, because machines are shared and noisy. Each part begins after a vacuum and a checkpoint,
+so that it does not pay for the one before, and ends when everything accepted is applied; a figure whose ledger does not
+reconcile is an error. Prints a table, and writes DATA_DIR/bench/results.json.
 
 bare, bare_hot, bare_read: pgbench. single: a transfer a request. wait: deposits, answered when finished. batch, hot:
 1,000 transfers a request, hot with one account in all of them. reads: an account. latency: at 30 % of single. fair:
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 from bench import closed, growth, machines, overload, paced, rest
 from bench.rest import UNITS
-from bench.stack import Bench, load, ratio, start
+from bench.stack import Bench, load, ratio, settle, start
 from cli.servers import CannotStart
 from core.reconcile import violations
 
@@ -110,6 +111,7 @@ def overloaded(bench: Bench, seconds: int, parts: Sequence[str]) -> int:
 
 def measure(bench: Bench, part: str, number: int) -> None:
     """Run a part once, and note and show its figures."""
+    settle(bench)
     found = {part: PER_SECOND[part](bench, part)} if part in PER_SECOND else OTHERS[part](bench)
     for name, figure in found.items():
         bench.figures.setdefault(name, []).append(figure)

@@ -25,7 +25,7 @@ log = structlog.get_logger("kassa.worker")
 
 TIME_LIMIT_SECONDS = 10  # then a decision loops, and its process is killed; the sweeper finds the operation
 ORPHAN_SECONDS = TIME_LIMIT_SECONDS + 2
-PATIENCE_SECONDS_MAX = 0.02
+PATIENCE_SECONDS_MAX = 0.01
 PATIENCE_SECONDS_PER_OPERATION = 0.001
 VAIN_LOOKS_MAX = 3  # who waits for answers asks in bursts
 VAIN_LOOKS_APART_SECONDS = 0.005
