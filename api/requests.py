@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import falcon
 import msgspec
@@ -131,16 +131,24 @@ def convert(value: Any, schema: type[T] | Any, *, strict: bool = True, member: s
     try:
         return msgspec.convert(value, schema, strict=strict)
     except msgspec.ValidationError as error:
-        raise refusal_of(str(error), member) from None
+        raise refusal_of(str(error), member, tags_of(schema)) from None
     except UnicodeEncodeError:
         raise Refusal("malformed_json", "A string has half of a surrogate pair in it.") from None
 
 
-def refusal_of(message: str, member: str) -> Refusal:
+def tags_of(schema: Any) -> list[str]:
+    """The values by which the members of a union are told apart, such as an operation's types."""
+    configurations = (getattr(member, "__struct_config__", None) for member in get_args(schema))
+    return [configuration.tag for configuration in configurations if configuration]
+
+
+def refusal_of(message: str, member: str, tags: Sequence[str] = ()) -> Refusal:
     """Say what msgspec says, with a JSON pointer (RFC 6901), or a query's parameter, and a stable code."""
     found = PATH.search(message)
     steps = [name or index for name, index in STEP.findall(found["path"])] if found else []
     detail = PATH.sub("", message)
+    if tags and detail.startswith("Invalid value"):
+        detail += f", known are {', '.join(tags)}"
     if named := NAMED_FIELD.search(detail):
         steps.append(named["name"])
     place = "/".join(["", *(step.replace("~", "~0").replace("/", "~1") for step in steps)])

@@ -188,6 +188,11 @@ def test_the_field_at_fault_is_named(body: bytes, pointer: str, code: str):
     assert error_of(body) == (pointer, code)
 
 
+def test_who_asks_for_an_unknown_type_is_told_which_there_are():
+    with pytest.raises(Refusal, match="Invalid value 'hold', known are deposit, withdrawal, transfer, purchase"):
+        read(deposit(type='"hold"'))
+
+
 @pytest.mark.parametrize("value", ['"a\\u0000b"', '"\\ud800"', "1", "null", "{}", '"' + "x" * 501 + '"'])
 def test_a_metadata_value_at_fault_is_found_under_metadata(value: str):
     pointer, code = error_of(deposit(metadata=f'{{"key":{value}}}'))
