@@ -115,8 +115,13 @@ class HeadWithBody:
         self.client.sendall(self.head + data if self.head else data)
         self.head = b""
 
+    def sendfile(self, *what: Any, **named: Any) -> Any:
+        """Send the head, and after it a file."""
+        self.flush()
+        return self.client.sendfile(*what, **named)
+
     def flush(self) -> None:
-        """Send the head of a response that has no body."""
+        """Send the head of a response that has no body, or has one that is not sent from here."""
         if self.head:
             self.client.sendall(self.head)
             self.head = b""
