@@ -4,11 +4,13 @@ import argparse
 import importlib
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
 import sqlalchemy as sa
 
+from cli.run import interrupt
 from cli.servers import CannotStart
 from cli.stack import ROOT
 from core.settings import SettingsError
@@ -37,7 +39,10 @@ def main() -> int:
         module.add_arguments(subparser)
         subparser.set_defaults(main=module.main)
     arguments = parser.parse_args()
-    if arguments.command not in ("run", "bench", "chaos"):
+    if arguments.command in ("run", "bench", "chaos"):
+        signal.signal(signal.SIGTERM, interrupt)
+        signal.signal(signal.SIGINT, interrupt)  # a shell's background job inherits it as ignored
+    else:
         attach()
     try:
         return int(arguments.main(arguments))

@@ -39,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(_arguments: argparse.Namespace) -> int:
     """Start, say where everything is, and watch until Ctrl-C."""
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGINT, interrupt)  # a shell's background job inherits it as ignored
     environment = dict(os.environ)
     stack = Stack(Path(environment.get("DATA_DIR") or ROOT / ".data"), environment, say=say)
     try:
