@@ -83,7 +83,7 @@ def create_app() -> Starlette:
     try:
         configuration = settings.load()
         telemetry.configure(configuration.log_level)
-        engine = db.engine(configuration.database_url, "admin", CONNECTIONS_MAX)
+        engine = db.engine(configuration.database_url, "admin", CONNECTIONS_MAX, scans=True)
         db.wait_for(engine)
         db.require_ready(engine, configuration.lanes)
     except (settings.SettingsError, NotReady, sa.exc.DBAPIError) as error:

@@ -32,6 +32,19 @@ def choice(column: str, values: tuple[str, ...]) -> StaticValuesFilter:
     return StaticValuesFilter(column, [(value, value) for value in values])
 
 
+class StatusFilter(StaticValuesFilter):
+    """By status. No index of operations knows it, so what is pending is looked for where it stands: in the queue."""
+
+    def __init__(self) -> None:
+        super().__init__("status", [(value, value) for value in get_args(Status)])
+
+    async def get_filtered_query(self, query: sa.Select, value: Any, model: Any) -> sa.Select:
+        """The query for the operations that are chosen."""
+        if value == "pending":
+            return query.where(model.id.in_(sa.select(tables.queue.c.operation_id)))
+        return await super().get_filtered_query(query, value, model)
+
+
 class Page(ModelView):
     """Read-only, unless a page says otherwise; newest first."""
 
@@ -151,12 +164,12 @@ class Operations(Page, model=Operation):
     column_default_sort = ("id", True)
     column_sortable_list = ("id",)
     column_list = ("created_at", "user", "type", "amount", "status", "counterparty", "comment", "id")
-    column_filters = (choice("type", get_args(Type)), choice("status", get_args(Status)))
+    column_filters = (choice("type", get_args(Type)), StatusFilter())
     column_details_list = (
         *("id", "user", "seq", "type", "status", "amount", "account", "counterparty", "comment", "metadata_"),
         *("created_at", "finished_at", "rejection", "service", "price", "rate", "rate_date"),
         *("ref_operation_id", "requested_by", "idempotency_key", "request_id", "cancel_requested"),
-        *("lane", "turn", "apply_no", "account_version", "counterparty_version", "entries"),
+        *("lane", "apply_no", "account_version", "counterparty_version", "entries"),
     )
     column_labels: ClassVar[Labels] = LABELS | {"metadata_": "metadata"}
     column_formatters: ClassVar[Formatters] = {"amount": formats.money("amount")}

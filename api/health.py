@@ -17,12 +17,11 @@ from api.responses import send
 from core.broker import is_rabbitmq, is_up
 
 LANES = """
-SELECT lanes.id AS lane, pending.depth,
-       coalesce(extract(epoch FROM clock_timestamp() - pending.oldest), 0) AS oldest_seconds
-  FROM lanes CROSS JOIN LATERAL (
-    SELECT count(*) AS depth, min(o.created_at) AS oldest
-      FROM queue JOIN operations o ON o.id = queue.operation_id WHERE queue.lane = lanes.id
-  ) AS pending ORDER BY lanes.id"""
+SELECT lanes.id AS lane, (SELECT count(*) FROM queue WHERE lane = lanes.id) AS depth,
+       coalesce(extract(epoch FROM clock_timestamp() - head.created_at), 0) AS oldest_seconds
+  FROM lanes LEFT JOIN LATERAL (
+    SELECT o.created_at FROM queue JOIN operations o ON o.id = queue.operation_id
+     WHERE queue.lane = lanes.id ORDER BY queue.turn, queue.operation_id LIMIT 1) AS head ON true ORDER BY lanes.id"""
 OLDEST_PENDING = """
 SELECT extract(epoch FROM clock_timestamp() - min(head.created_at)) FROM lanes CROSS JOIN LATERAL (
     SELECT o.created_at FROM queue JOIN operations o ON o.id = queue.operation_id
@@ -81,7 +80,9 @@ class Lanes(Collector):
     def collect(self) -> Iterator[Metric]:
         """The two gauges."""
         depth = GaugeMetricFamily("kassa_lane_pending_operations", "Accepted and not finished.", labels=["lane"])
-        age = GaugeMetricFamily("kassa_lane_oldest_pending_seconds", "Age of the oldest of them.", labels=["lane"])
+        age = GaugeMetricFamily(
+            "kassa_lane_oldest_pending_seconds", "Age of the one whose turn is next.", labels=["lane"]
+        )
         with self.reader.connect() as connection:
             for row in connection.execute(sa.text(LANES)):
                 depth.add_metric([str(row.lane)], row.depth)

@@ -112,8 +112,8 @@ class HeadWithBody:
         if self.head is None:
             self.head = data
             return
-        self.client.sendall(self.head + data if self.head else data)
-        self.head = b""
+        head, self.head = self.head, b""  # before it is sent: if that breaks off, no head may follow
+        self.client.sendall(head + data)
 
     def sendfile(self, *what: Any, **named: Any) -> Any:
         """Send the head, and after it a file."""
@@ -123,8 +123,7 @@ class HeadWithBody:
     def flush(self) -> None:
         """Send the head of a response that has no body, or has one that is not sent from here."""
         if self.head:
-            self.client.sendall(self.head)
-            self.head = b""
+            self.sendall(b"")
 
     def close(self) -> None:
         """The response has failed: nothing more is to be sent."""

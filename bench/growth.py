@@ -7,12 +7,9 @@ import statistics
 from collections import defaultdict
 from itertools import product
 
-import sqlalchemy as sa
-
 from bench import closed, paced, rest
-from bench.stack import FIRST_DEPOSIT, Bench, load, ratio, start
+from bench.stack import FIRST_DEPOSIT, Bench, load, ratio, settle, start
 from cli.servers import CannotStart
-from core import db
 from core.reconcile import violations
 
 SIZES = (1_000, 100_000, 5_000_000)
@@ -129,9 +126,7 @@ def fill(bench: Bench, size: int) -> None:
         for statement in FINISH:
             connection.exec_driver_sql(statement.format(**named))
         connection.commit()
-    with db.autocommit(bench.engine).connect() as connection:
-        connection.exec_driver_sql("SET statement_timeout = 0")
-        connection.execute(sa.text("VACUUM ANALYZE"))
+    settle(bench)
 
 
 def table(figures: Figures) -> str:

@@ -77,7 +77,7 @@ class Cluster:
             "PORT": str(servers.free_port(0)),
         }
         self._start_servers()
-        self.engine = db.engine(self.database_url, "chaos", 6, lock_timeout="20s")
+        self.engine = db.engine(self.database_url, "chaos", 6, lock_timeout="20s", scans=True)
         db.wait_for(self.engine)
         migrate(self.engine, LANES)
         for name, command, needs in self._commands():

@@ -46,8 +46,10 @@ SESSION = {
     # What is prepared is planned once, and as tests/integration/test_plans.py sees it: not anew for each length of an
     # array.
     "plan_cache_mode": "force_generic_plan",
-    # Nor is it planned anew when a table fills that was empty then: it must not read it whole.
-    "enable_seqscan": "off",
+    # Nor is it planned anew as soon as a table fills that was empty then: it must not read it whole. Where that cannot
+    # be helped, PostgreSQL before 18 takes the plan for a costly one, and would compile it at each call.
+    "enable_seqscan": "off",  # see `scans` of `engine`
+    "jit": "off",
 }
 # Of those who drain: shorter than the time after which a frozen one loses its locks. Else a second one, frozen while it
 # waits, would be handed the lock then, and keep it for as long again. The sweeper alone waits longer, for one lane that
@@ -135,10 +137,14 @@ def engine(
     pool_wait_seconds: float = POOL_WAIT_SECONDS,
     lock_timeout: str = SESSION["lock_timeout"],
     role: str = "none",
+    scans: bool = False,
     **arguments: Any,
 ) -> sa.Engine:
-    """An engine whose connections are named after `process`, never wait without end, and take on the role."""
-    session = SESSION | {"lock_timeout": lock_timeout, "role": role}
+    """An engine whose connections are named after `process`, never wait without end, and take on the role.
+
+    scans: whether its statements read whole tables, as reports do, and should be planned for that.
+    """
+    session = SESSION | {"lock_timeout": lock_timeout, "role": role, "enable_seqscan": "on" if scans else "off"}
     options = " ".join(f"-c {name}={value}" for name, value in session.items())
     made = sa.create_engine(
         psycopg2_url(database_url),

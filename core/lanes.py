@@ -14,6 +14,8 @@ LOCK = Prepared("lock_lane", ["int"], "SELECT id FROM lanes WHERE id = $1 FOR NO
 LOCK_IF_FREE = Prepared("lock_free_lane", ["int"], f"{LOCK.sql} SKIP LOCKED")
 # The lane itself is waited for before any other is locked, and none of the others is waited for: so nobody waits for
 # one lane while holding another. What is known of work is from before the wait: those who have come since have bells.
+# LIMIT 1 on what is one row at the most keeps a look-up what it is, here and below: planned while the queue is empty, a
+# join would read all of its index.
 LOCK_WITH_OTHERS = Prepared(
     "lock_lanes",
     ["int", "int"],
@@ -38,10 +40,10 @@ SELECT o.* FROM (
          WHERE lane = l.lane AND turn < $3 + (SELECT min(turn) FROM queue WHERE lane = l.lane)
          ORDER BY turn, operation_id LIMIT $2) AS due
      ORDER BY l.place, due.turn, due.operation_id LIMIT $2) AS next
- CROSS JOIN LATERAL (
+ LEFT JOIN LATERAL (
     SELECT id, user_id, seq, next.turn, lane, type, account_id, counterparty_id, amount, currency, cancel_requested,
            request_id, service_id
-      FROM operations WHERE id = next.operation_id LIMIT 1) AS o
+      FROM operations WHERE id = next.operation_id LIMIT 1) AS o ON true
  ORDER BY next.place, next.turn, next.operation_id
 """,
 )
@@ -82,8 +84,14 @@ def lock_with_others(connection: sa.Connection, lane: int, few: int) -> list[int
 
 
 def next_pending(connection: sa.Connection, lane_ids: Sequence[int], limit: int) -> list[Operation]:
-    """The next operations, lane by lane, each lane's in the order of application, under their locks."""
-    return [Operation(*row) for row in PENDING.rows(connection, (array(lane_ids), limit, TURNS_MAX))]
+    """The next operations, lane by lane, each lane's in the order of application, under their locks.
+
+    Raises LookupError where the queue holds what is no operation: the lane stands until somebody has seen to it.
+    """
+    rows = PENDING.rows(connection, (array(lane_ids), limit, TURNS_MAX))
+    if any(row.id is None for row in rows):
+        raise LookupError(f"the queue of lanes {list(lane_ids)} holds what is no operation: run ./kassa verify")
+    return [Operation(*row) for row in rows]
 
 
 def heads(connection: sa.Connection) -> dict[int, str]:

@@ -20,6 +20,8 @@ SELECT id, currency, balance, version, kind = 'world' AS is_world, closed_at IS 
 """,
 )
 
+# Places in the queue are looked up one by one, and then deleted by where they are: a join that was planned while the
+# queue is empty would read all of its index.
 WRITE = Prepared(
     "write_outcomes",
     [

@@ -78,10 +78,11 @@ TRUTHS = {
         SELECT o.id, o.user_id FROM operations o LEFT JOIN users u ON u.id = o.user_id AND u.lane = o.lane
          WHERE u.id IS NULL""",
     "the_queue_holds_what_is_pending": """
-        SELECT o.id, o.lane, q.operation_id AS queued_id, q.lane AS queued_lane, q.turn AS queued_turn
+        SELECT o.id, o.lane, q.operation_id AS queued_id, q.lane AS queued_lane, q.turn AS queued_turn, q.times
           FROM (SELECT * FROM operations WHERE status = 'pending') AS o
-          FULL JOIN queue q ON q.operation_id = o.id AND q.lane = o.lane
-         WHERE o.id IS NULL OR q.operation_id IS NULL""",
+          FULL JOIN (SELECT *, count(*) OVER (PARTITION BY operation_id) AS times FROM queue) AS q
+            ON q.operation_id = o.id AND q.lane = o.lane
+         WHERE o.id IS NULL OR q.operation_id IS NULL OR q.times > 1""",
     "nobody_is_overtaken": """
         SELECT user_id, seq, status, status_before FROM (
             SELECT *, lag(status) OVER (PARTITION BY user_id ORDER BY seq) AS status_before FROM operations) AS ordered

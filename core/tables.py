@@ -225,7 +225,7 @@ operations = Table(
         postgresql_where=text("counterparty_id IS NOT NULL"),
     ),
     # Each row is rewritten once, when it is finished, and no index holds what changes then: with as much room on the
-    # page the rewrite stays in place, and out of all indexes.
+    # page the rewrite nearly always stays in place, and out of all indexes.
     postgresql_with={"fillfactor": 50},
 )
 
@@ -239,7 +239,11 @@ queue = Table(
     Column("turn", BigInteger, nullable=False),
     Column("operation_id", Id, nullable=False),
     PrimaryKeyConstraint("lane", "turn", "operation_id", name="queue_lane_turn_operation_id_key"),
-    postgresql_with={"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 10000},
+    postgresql_with={
+        "autovacuum_vacuum_scale_factor": 0,
+        "autovacuum_vacuum_threshold": 10000,
+        "vacuum_truncate": "false",  # to give pages back it would lock everybody out, again and again
+    },
 )
 
 entries = Table(

@@ -1,4 +1,4 @@
-"""How answers leave: each in one piece, and whole where there is no body."""
+"""How answers leave: small ones in one piece, and whole where there is no body."""
 
 import socket
 from urllib.parse import urlsplit

@@ -215,6 +215,17 @@ def test_who_comes_in_ahead_of_the_operation_at_fault_does_not_fail_in_its_place
     assert done.counts == {"applied": 1, "failed": 1}
 
 
+def test_a_queue_that_holds_no_operation_is_told(bank: Bank):
+    alice = bank.user()
+    bank.accept(alice)
+    bank.execute("INSERT INTO queue (lane, turn, operation_id) VALUES (0, 0, :id)", id=alice.id)
+    with pytest.raises(LookupError, match="verify"):
+        bank.drain()
+    assert bank.statuses(alice) == ["pending"]
+    bank.execute("DELETE FROM queue WHERE operation_id = :id", id=alice.id)
+    assert bank.drain().counts == {"applied": 1}
+
+
 def test_what_was_taken_back_is_canceled_in_its_turn(bank: Bank):
     alice = bank.user()
     ids = [bank.accept(alice, amount=amount).row.id for amount in (1, 2, 4)]

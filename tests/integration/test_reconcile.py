@@ -227,6 +227,11 @@ UPDATE accounts SET version = version + 1, balance = balance + CASE WHEN id = {B
         f"INSERT INTO queue (lane, turn, operation_id) VALUES (0, 1, {of(BOB, 1)})",
     ),
     (
+        "the_queue_holds_what_is_pending",
+        "a pending operation twice",
+        "INSERT INTO queue (lane, turn, operation_id) SELECT lane, turn + 1, operation_id FROM queue",
+    ),
+    (
         "nobody_is_overtaken",
         "pending again",
         "UPDATE operations SET status = 'pending', apply_no = NULL, finished_at = NULL, account_version = NULL"
