@@ -17,24 +17,27 @@ from core.ids import own_account_id
 from core.reconcile import violations
 from core.tables import metadata
 from tests.conftest import create_database
-from tests.integration.conftest import aside
+from tests.integration.conftest import aside, until
 from worker.drain import drain
 
 numbers = itertools.count(1)
 
 Create = Callable[[], sa.Engine]
 
-# Two of three operations are pending.
 BEFORE_THE_QUEUE = f"""
 INSERT INTO accounts (id, kind, currency, lane) VALUES ('{own_account_id("world", 0, "RUB")}', 'world', 'RUB', 0);
-INSERT INTO users (id, username, lane, next_seq, done_seq, turn) VALUES (uuidv7(), 'alice', 0, 3, 1, 3);
-INSERT INTO accounts (id, user_id, kind, currency, is_default) SELECT id, id, 'main', 'RUB', true FROM users;
+INSERT INTO users (id, username, lane, next_seq, done_seq, turn) VALUES (uuidv7(), 'alice', 0, 0, 0, 3);
+INSERT INTO accounts (id, user_id, kind, currency, is_default) SELECT id, id, 'main', 'RUB', true FROM users
+"""
+# Two of three operations are pending.
+ACCEPT_BEFORE_THE_QUEUE = """
 INSERT INTO operations (id, user_id, requested_by, seq, lane, turn, type, account_id, amount, currency, request_hash,
                         status, rejection, apply_no, finished_at)
 SELECT uuidv7(), id, id, place, 0, place, 'deposit', id, 1, 'RUB', '',
        CASE place WHEN 1 THEN 'canceled' ELSE 'pending' END, NULL,
        CASE place WHEN 1 THEN nextval('apply_no') END, CASE place WHEN 1 THEN now() END
-  FROM users CROSS JOIN generate_series(1, 3) AS place
+  FROM users CROSS JOIN generate_series(1, 3) AS place;
+UPDATE users SET next_seq = 3, done_seq = 1
 """
 
 
@@ -150,8 +153,8 @@ def test_a_migration_that_breaks_leaves_nothing_behind(blank: Create):
     assert sa.inspect(engine).get_table_names() == ["refresh_tokens"]
 
 
-def test_what_is_pending_when_the_queue_becomes_a_table_is_applied(blank: Create):
-    engine = blank()
+def before_the_queue(engine: sa.Engine) -> None:
+    """The schema of then, with a user and an account."""
     with engine.begin() as connection:
         config = db.migrations()
         config.attributes["connection"] = connection
@@ -159,12 +162,30 @@ def test_what_is_pending_when_the_queue_becomes_a_table_is_applied(blank: Create
         lanes.ensure(connection, 1)
         for statement in BEFORE_THE_QUEUE.split(";\n"):
             connection.exec_driver_sql(statement)
+
+
+def test_what_is_pending_when_the_queue_becomes_a_table_is_applied(blank: Create):
+    before_the_queue(engine := blank())
+    with engine.begin() as connection:
+        connection.exec_driver_sql(ACCEPT_BEFORE_THE_QUEUE)
     migrate(engine, 1)
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT lane, turn FROM queue ORDER BY turn").all() == [(0, 2), (0, 3)]
     assert not violations(engine)
     assert drain(engine, 0).counts == {"applied": 2}
     assert not violations(engine)
+
+
+def test_what_an_older_kassa_is_accepting_while_the_queue_becomes_a_table_is_applied(blank: Create):
+    before_the_queue(engine := blank())
+    with engine.begin() as older:
+        older.exec_driver_sql(ACCEPT_BEFORE_THE_QUEUE)
+        migrating = aside(lambda: migrate(engine, 1))
+        with db.autocommit(engine).connect() as connection:
+            until(lambda: connection.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar_one())
+    migrating.result(10)
+    assert not violations(engine)
+    assert drain(engine, 0).counts == {"applied": 2}
 
 
 def test_lanes_only_grow(blank: Create):
