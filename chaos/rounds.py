@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg2.errors
 import sqlalchemy as sa
 
 from chaos.checker import Checker, Violation
@@ -129,11 +130,23 @@ def available(cluster: Cluster, options: Options, say: Callable[[str], None]) ->
     return [name for name in options.families if name not in absent]
 
 
+def emptied(connection: sa.Connection) -> bool:
+    """Empty the tables. Returns False where that came into a deadlock with a look at a lane."""
+    try:
+        for statement in EMPTY.strip().split(";"):
+            connection.exec_driver_sql(statement)
+    except sa.exc.OperationalError as error:
+        if isinstance(error.orig, psycopg2.errors.DeadlockDetected):
+            return False
+        raise
+    return True
+
+
 def begin_epoch(cluster: Cluster, world: World, number: int) -> Checker:
     """Forget all operations. Returns a checker that knows of none."""
     with db.autocommit(cluster.engine).connect() as connection:
-        for statement in EMPTY.strip().split(";"):
-            connection.exec_driver_sql(statement)
+        while not emptied(connection):
+            pass
         [[last]] = connection.exec_driver_sql("SELECT coalesce(nextval('apply_no'), 0)")
     world.epoch = f"{number}."
     checker = Checker()
