@@ -14,18 +14,14 @@ from prometheus_client.registry import Collector
 from api.dependencies import Dependencies
 from api.errors import answer, problem
 from api.responses import send
+from core import lanes
 from core.broker import is_rabbitmq, is_up
 
-LANES = """
+LANES = f"""
 SELECT lanes.id AS lane, (SELECT count(*) FROM queue WHERE lane = lanes.id) AS depth,
        coalesce(extract(epoch FROM clock_timestamp() - head.created_at), 0) AS oldest_seconds
-  FROM lanes LEFT JOIN LATERAL (
-    SELECT o.created_at FROM queue JOIN operations o ON o.id = queue.operation_id
-     WHERE queue.lane = lanes.id ORDER BY queue.turn, queue.operation_id LIMIT 1) AS head ON true ORDER BY lanes.id"""
-OLDEST_PENDING = """
-SELECT extract(epoch FROM clock_timestamp() - min(head.created_at)) FROM lanes CROSS JOIN LATERAL (
-    SELECT o.created_at FROM queue JOIN operations o ON o.id = queue.operation_id
-     WHERE queue.lane = lanes.id ORDER BY queue.turn, queue.operation_id LIMIT 1) AS head"""
+  FROM lanes LEFT JOIN ({lanes.HEADS}) AS head ON head.lane = lanes.id ORDER BY lanes.id"""
+OLDEST_PENDING = f"SELECT extract(epoch FROM clock_timestamp() - min(created_at)) FROM ({lanes.HEADS}) AS head"
 
 
 class Health:
@@ -65,10 +61,10 @@ class Health:
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        lanes = CollectorRegistry()
-        lanes.register(Lanes(self.dependencies.reader))
+        depths = CollectorRegistry()
+        depths.register(Lanes(self.dependencies.reader))
         response.content_type = CONTENT_TYPE_LATEST
-        response.data = generate_latest(registry) + generate_latest(lanes)
+        response.data = generate_latest(registry) + generate_latest(depths)
 
 
 class Lanes(Collector):

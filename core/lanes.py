@@ -47,6 +47,12 @@ SELECT o.* FROM (
  ORDER BY next.place, next.turn, next.operation_id
 """,
 )
+# Of each lane with work: the operation whose turn is next, and since when it waits.
+HEADS = """
+SELECT lanes.id AS lane, head.operation_id, head.created_at FROM lanes CROSS JOIN LATERAL (
+    SELECT queue.operation_id, operations.created_at FROM queue LEFT JOIN operations ON operations.id = operation_id
+     WHERE queue.lane = lanes.id ORDER BY queue.turn, queue.operation_id LIMIT 1) AS head
+"""
 
 
 def ensure(connection: sa.Connection, count: int) -> None:
@@ -96,8 +102,4 @@ def next_pending(connection: sa.Connection, lane_ids: Sequence[int], limit: int)
 
 def heads(connection: sa.Connection) -> dict[int, str]:
     """For each lane with work: the id of the operation at its head."""
-    query = """
-SELECT lanes.id, head.operation_id FROM lanes CROSS JOIN LATERAL (
-    SELECT operation_id FROM queue WHERE lane = lanes.id ORDER BY turn, operation_id LIMIT 1
-) AS head"""
-    return {row[0]: row[1] for row in connection.exec_driver_sql(query)}
+    return {row.lane: row.operation_id for row in connection.exec_driver_sql(HEADS)}

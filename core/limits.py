@@ -19,6 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
+from core import lanes
 from core.db import Prepared
 from core.errors import Refusal
 from core.metrics import REFUSED
@@ -47,11 +48,8 @@ COUNT = Prepared(
     f"""
 WITH waiting AS MATERIALIZED (
     SELECT (SELECT count(*) FROM queue) AS operations,
-           coalesce((SELECT max(extract(epoch FROM clock_timestamp() - head.created_at))
-                       FROM lanes CROSS JOIN LATERAL (
-                            SELECT o.created_at FROM queue JOIN operations o ON o.id = queue.operation_id
-                             WHERE queue.lane = lanes.id ORDER BY queue.turn, queue.operation_id LIMIT 1) AS head
-                     ), 0) AS oldest_seconds
+           coalesce((SELECT extract(epoch FROM clock_timestamp() - min(created_at)) FROM ({lanes.HEADS}) AS head), 0)
+               AS oldest_seconds
 )
 UPDATE load SET counted = waiting.operations, let_in = 0, oldest_seconds = waiting.oldest_seconds,
                 counted_at = clock_timestamp(),

@@ -1,6 +1,7 @@
 """How answers leave: small ones in one piece, and whole where there is no body."""
 
 import socket
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.end_to_end.conftest import Kassa
 
 TIMES = 20
+SMALL_BYTES = 4096  # of a client's buffer: the rest of an answer waits on our side
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,20 @@ def test_an_answer_comes_in_one_piece(kassa: Kassa, method: str, path: str):
             head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
             length = next(line for line in head.lower().splitlines() if line.startswith(b"content-length: "))
             assert len(body) == (0 if method == "HEAD" else int(length.split()[1]))
+
+
+def test_who_reads_slowly_gets_all_of_an_answer_and_then_the_next_one(kassa: Kassa):
+    address, path = urlsplit(kassa.url), "/openapi.json"
+    whole = kassa.http.get(path, headers={"Accept-Encoding": "identity"}).content
+    assert len(whole) > 20 * SMALL_BYTES
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BYTES)
+        connection.settimeout(10)
+        connection.connect((address.hostname, address.port))
+        for _ in range(2):
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: kassa\r\n\r\n".encode())
+            got = b""
+            while len(got.partition(b"\r\n\r\n")[2]) < len(whole):
+                time.sleep(0.01)
+                got += connection.recv(SMALL_BYTES)
+            assert got.partition(b"\r\n\r\n")[2] == whole
