@@ -1,7 +1,6 @@
 """Handing in many operations at once, and asking what became of them."""
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -53,9 +52,8 @@ class Batches:
         request.context.stored = True
         for lane in stored.lanes:
             self.dependencies.doorbell.ring(lane)
-        if not stored.replayed:
-            for kind, count in Counter(command.type for command in commands.values()).items():
-                ACCEPTED.labels(kind).inc(count)
+        for kind, count in stored.accepted.items():
+            ACCEPTED.labels(kind).inc(count)
         structlog.contextvars.bind_contextvars(batch=stored.batch_id, lanes=sorted(stored.lanes))
         send(response, stored.document or self._document(stored.batch_id, caller), falcon.HTTP_202)
         response.set_header("Location", f"/v1/batches/{stored.batch_id}")

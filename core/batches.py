@@ -5,8 +5,9 @@ order of the batch; the users' rows are locked in id order, so that no two batch
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from core.db import Prepared, array
 from core.errors import Refusal
 from core.ids import new_id
 from core.limits import Bounds, Limits
-from core.operations import Command
+from core.operations import Command, Type
 
 Errors = list[dict[str, Any]]
 
@@ -76,17 +77,21 @@ WITH item AS (
     SELECT a.id, a.user_id, $2, taken.seq + a.nth, taken.lane, a.type, a.source_id, a.receiver_id, a.amount,
            a.currency, a.comment, a.metadata::jsonb, $4, $3, clock_timestamp(), $1, a.place
       FROM acceptable a JOIN taken ON taken.id = a.user_id
-    RETURNING batch_index, lane
+    RETURNING batch_index
 ), queued AS (
     INSERT INTO queue (lane, turn, operation_id)
     SELECT taken.lane, taken.turn + a.nth, a.id FROM acceptable a JOIN taken ON taken.id = a.user_id
 )
-SELECT r.place, r.id, r.source_id, r.receiver_id, r.to_self, accepted.lane,
-       accepted.lane IS NULL AND EXISTS (SELECT FROM locked WHERE locked.id = r.user_id) AS crowded,
-       accepted.lane IS NULL
-           AND EXISTS (SELECT FROM users WHERE id = r.user_id AND disabled_at IS NOT NULL) AS disabled,
-       r.user_id = $2 AS is_own, (SELECT room FROM locked WHERE id = $2) AS own_room
-  FROM resolved r LEFT JOIN accepted ON accepted.batch_index = r.place
+SELECT whole.*, refused.*
+  FROM (SELECT ARRAY(SELECT DISTINCT lane FROM taken) AS lanes,
+               (SELECT room - coalesce(operations, 0) FROM locked LEFT JOIN wanted ON user_id = id WHERE id = $2)
+                   AS own_room) AS whole
+  LEFT JOIN (
+    SELECT r.place, r.source_id, r.receiver_id, r.to_self,
+           EXISTS (SELECT FROM locked WHERE locked.id = r.user_id) AS crowded,
+           EXISTS (SELECT FROM users WHERE id = r.user_id AND disabled_at IS NOT NULL) AS disabled
+      FROM resolved r LEFT JOIN accepted ON accepted.batch_index = r.place
+     WHERE accepted.batch_index IS NULL) AS refused ON true
 """,
 )
 
@@ -102,14 +107,16 @@ class Header:
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored batch, the lanes to be rung, and whether it was there before; if not, also how its sender sees it.
+    """A stored batch, the lanes to be rung, and whether it was there before.
 
-    own_room: how many more unfinished operations its sender may have, where any of these are the sender's own.
+    If it was not: what was accepted by type, how its sender sees it, and own_room: how many more unfinished operations
+    its sender may have, where any of these are the sender's own.
     """
 
     batch_id: str
-    lanes: frozenset[int]
+    lanes: Sequence[int]
     replayed: bool
+    accepted: Counter[Type] = field(default_factory=Counter)
     document: dict[str, Any] | None = None
     own_room: int | None = None
 
@@ -131,26 +138,20 @@ def accept(
         return replayed
     batch_id = new_id()
     asked = (batch_id, header.requested_by, header.request_id, request_hash)
+    ids = {place: new_id() for place in commands}
     with limits.admission_of_all(connection, len(commands)) as admission:
         bounds = limits.bounds(admission.room)
-        rows = ACCEPT.rows(connection, (*asked, *columns(commands), bounds.user_pending_max))
-        admission.stored = sum(row.lane is not None for row in rows)
-    refused = dict(invalid) | {
-        row.place: [error_of(row, commands[row.place], bounds)] for row in rows if row.lane is None
-    }
+        rows = ACCEPT.rows(connection, (*asked, *columns(ids, commands), bounds.user_pending_max))
+        refused = {row.place: [error_of(row, commands[row.place], bounds)] for row in rows if row.place is not None}
+        accepted = [place for place in commands if place not in refused]
+        admission.stored = len(accepted)
+    refused |= invalid
     batch = insert(connection, batch_id, header, request_hash, len(commands) + len(invalid), refused)
-    results = [{"index": row.place, "id": row.id, "status": "pending"} for row in rows if row.lane is not None]
+    results: list[dict[str, Any]] = [{"index": place, "id": ids[place], "status": "pending"} for place in accepted]
     results += [{"index": place, "errors": errors} for place, errors in refused.items()]
     results.sort(key=lambda result: result["index"])
-    rung = frozenset(row.lane for row in rows if row.lane is not None)
-    return Stored(batch_id, rung, replayed=False, document=document(batch, results), own_room=own_room(rows))
-
-
-def own_room(rows: Sequence[Any]) -> int | None:
-    """How many more unfinished operations the sender may have after these."""
-    if not rows or rows[0].own_room is None:
-        return None
-    return int(rows[0].own_room) - sum(row.is_own and row.lane is not None for row in rows)
+    types = Counter(commands[place].type for place in accepted)
+    return Stored(batch_id, rows[0].lanes, False, types, document(batch, results), rows[0].own_room)
 
 
 def insert(
@@ -205,15 +206,15 @@ def replay(connection: sa.Connection, header: Header, request_hash: bytes) -> St
         return None
     if bytes(row.request_hash) != request_hash:
         raise acceptance.key_reused()
-    return Stored(row.id, frozenset(), replayed=True)
+    return Stored(row.id, (), replayed=True)
 
 
-def columns(commands: Mapping[int, Command]) -> list[Any]:
-    """The commands as arrays, in the order of ACCEPT's parameters from the fifth on."""
+def columns(ids: Mapping[int, str], commands: Mapping[int, Command]) -> list[Any]:
+    """The commands, and the ids that they will have, as arrays, in the order of ACCEPT's parameters from the fifth on."""
     asked = commands.values()
     return [
-        array(commands),
-        array(new_id() for _ in asked),
+        array(ids),
+        array(ids.values()),
         array(command.user_id for command in asked),
         array(command.type for command in asked),
         array(command.amount for command in asked),
@@ -227,7 +228,7 @@ def columns(commands: Mapping[int, Command]) -> list[Any]:
 
 
 def error_of(row: Any, command: Command, bounds: Bounds) -> dict[str, Any]:
-    """Why an item was not accepted, in the order of precedence of `core/acceptance.py`."""
+    """Why an item was refused, in the order of precedence of `core/acceptance.py`."""
     if row.source_id is None and not row.disabled:
         refusal = acceptance.no_account(command)
     elif command.type == "transfer" and row.receiver_id is None and not row.disabled:

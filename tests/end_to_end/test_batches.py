@@ -1,5 +1,6 @@
 """Batches: many operations at once, each accepted or refused for itself, and each applied in its user's order."""
 
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,12 @@ def finished(sender: User, batch: dict) -> dict:
     path = f"/v1/batches/{batch['batch_id']}"
     until(lambda: "pending" not in sender.get(path).json()["counts"])
     return sender.get(path).json()
+
+
+def accepted(kassa: Kassa) -> Counter[str]:
+    """How many operations of each type have been accepted, as Kassa counts."""
+    counted = re.findall(r'kassa_operations_accepted_total{type="(\w+)"} (\d+)', kassa.http.get("/metrics").text)
+    return Counter({kind: int(count) for kind, count in counted})
 
 
 def test_each_operation_is_accepted_or_refused_for_itself(kassa: Kassa):
@@ -60,6 +67,14 @@ def test_each_operation_is_accepted_or_refused_for_itself(kassa: Kassa):
     assert (transfer["comment"], transfer["metadata"]) == ("a", {"k": "v"})
     assert (alice.balance(), bob.balance()) == (0, 120)
     assert bob.get(f"/v1/batches/{done['batch_id']}").status_code == 404
+
+
+def test_what_is_refused_is_not_counted_as_accepted(kassa: Kassa):
+    alice, before = kassa.user(), accepted(kassa)
+    to_nobody = {"type": "transfer", "amount": 1, "to_user_id": NOBODY}
+    answer = alice.post(BATCH, {"operations": [{"type": "deposit", "amount": 1}, to_nobody, to_nobody]})
+    assert answer.json()["accepted"] == 1
+    assert accepted(kassa) - before == {"deposit": 1}
 
 
 def test_a_service_hands_in_for_many_users_at_once(kassa: Kassa):
