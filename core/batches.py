@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from core import acceptance, views
-from core.db import Prepared, array
+from core.db import Prepared, array, text_array
 from core.errors import Refusal
 from core.ids import new_id
 from core.limits import Bounds, Limits
@@ -210,7 +210,7 @@ def replay(connection: sa.Connection, header: Header, request_hash: bytes) -> St
 
 
 def columns(ids: Mapping[int, str], commands: Mapping[int, Command]) -> list[Any]:
-    """The commands, and the ids that they will have, as arrays, in the order of ACCEPT's parameters from the fifth on."""
+    """The commands, and the ids that they get, as arrays, in the order of ACCEPT's parameters from the fifth on."""
     asked = commands.values()
     return [
         array(ids),
@@ -220,10 +220,10 @@ def columns(ids: Mapping[int, str], commands: Mapping[int, Command]) -> list[Any
         array(command.amount for command in asked),
         array(command.account_id for command in asked),
         array(command.to_user_id for command in asked),
-        [command.to_username for command in asked],
+        text_array(command.to_username for command in asked),
         array(command.to_account_id for command in asked),
-        [command.comment for command in asked],
-        [acceptance.metadata_json(command) for command in asked],
+        text_array(command.comment for command in asked),
+        text_array(acceptance.metadata_json(command) for command in asked),
     ]
 
 

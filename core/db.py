@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
@@ -287,7 +288,17 @@ def as_sqlalchemy(error: psycopg2.Error, statement: str) -> BaseException:
 
 def array(values: Iterable[object]) -> str:
     """Numbers, ids or timestamps as a PostgreSQL array literal: one parameter, cheap to parse."""
-    return "{" + ",".join("NULL" if value is None else str(value) for value in values) + "}"
+    return "{" + msgspec.json.encode(list(values)).decode()[1:-1] + "}"
+
+
+def text_array(values: Iterable[Any]) -> str:
+    """Any strings as a PostgreSQL array literal; psycopg2 alone would send an expression for each element."""
+    return "{" + ",".join("NULL" if value is None else quoted(value) for value in values) + "}"
+
+
+def quoted(element: str) -> str:
+    """Text as an element of an array literal."""
+    return '"' + element.replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
 def migrations() -> Config:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from core import acceptance
 from core.acceptance import Accepted, Asker
-from core.db import Prepared, array
+from core.db import Prepared, array, text_array
 from core.ids import new_id
 from core.limits import Limits
 from core.operations import Command
@@ -149,16 +149,16 @@ def columns(group: Sequence[Candidate]) -> list[Any]:
         array(command.user_id for command in commands),
         array(command.requested_by for command in commands),
         array(each.asker.session_id for each in group),
-        [" ".join(each.asker.roles) for each in group],
+        text_array(" ".join(each.asker.roles) for each in group),
         array(command.type for command in commands),
         array(command.amount for command in commands),
         array(command.account_id for command in commands),
         array(command.to_user_id for command in commands),
-        [command.to_username for command in commands],
+        text_array(command.to_username for command in commands),
         array(command.to_account_id for command in commands),
-        [command.comment for command in commands],
-        [acceptance.metadata_json(command) for command in commands],
-        [command.idempotency_key for command in commands],
+        text_array(command.comment for command in commands),
+        text_array(acceptance.metadata_json(command) for command in commands),
+        text_array(command.idempotency_key for command in commands),
         array(acceptance.hash_of(command).hex() for command in commands),
-        [command.request_id for command in commands],
+        text_array(command.request_id for command in commands),
     ]

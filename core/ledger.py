@@ -7,7 +7,7 @@ from itertools import chain
 import sqlalchemy as sa
 
 from core import notices
-from core.db import Prepared, array
+from core.db import Prepared, array, text_array
 from core.notices import Finished
 from core.operations import Account, Applied, Canceled, Failed, Operation, Outcome, Posting, Rejected
 
@@ -144,7 +144,7 @@ def write(connection: sa.Connection, books: Books, decided: Sequence[Decided]) -
             *columns([(account.id, account.balance, account.version) for account in accounts], 3),
             array(each.id for each in finished),
             array(each.status for each in finished),
-            [each.rejection for each in finished],
+            text_array(each.rejection for each in finished),
             array(each.account_version for each in finished),
             array(each.counterparty_version for each in finished),
             *columns(sorted(turns.items()), 2),

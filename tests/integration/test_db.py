@@ -2,6 +2,7 @@
 
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
@@ -27,6 +28,21 @@ def test_a_migration_under_way_does_not_break_what_is_prepared(bank: Bank):
     for _ in range(20):
         bank.accept(alice)
     assert bank.drain().counts == {"applied": 21}
+
+
+def test_arrays_arrive_as_they_are(engine: sa.Engine):
+    texts = ["", " ", "NULL", "null", None, '"', "\\", '\\"', "{a,b}", "a\nb\t", "%s", "'", "é🪙", "\x01"]
+    numbers = [None, 0, -1, 2**63 - 1]
+    ids = [None, "01a1fd31-58a3-7052-97a1-a7468bdf46da"]
+    moments = [None, datetime(2026, 11, 22, 1, 2, 3, 456789, tzinfo=UTC)]
+    select = db.Prepared(
+        "arrays", ["text[]", "bigint[]", "uuid[]", "timestamptz[]"], "SELECT $1 AS a, $2 AS b, $3::text[] AS c, $4 AS d"
+    )
+    sent = (db.text_array(texts), db.array(numbers), db.array(ids), db.array(moments))
+    with engine.connect() as connection:
+        assert list(select.row(connection, sent)) == [texts, numbers, ids, moments]
+        assert list(select.row(connection, ["{}"] * 4)) == [[], [], [], []]
+    assert (db.text_array([]), db.array([])) == ("{}", "{}")
 
 
 def test_only_a_failure_to_connect_is_known_to_have_stored_nothing(bank: Bank, engine: sa.Engine):
