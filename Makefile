@@ -13,8 +13,8 @@ help:  ## explain the verbs
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "Kassa needs Python 3.11 to 3.13: name one with PYTHON=... make"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Python's venv is missing: install python3-venv, or name another PYTHON"; exit 1; }
-	@echo "installing the pinned requirements into .venv ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "installing the pinned requirements into .venv (a minute or so) ..."
+	@$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 run: .venv  ## run all of Kassa on this machine: api on :8000, admin on :8001, Flower on :5555; Ctrl-C stops it
@@ -55,7 +55,7 @@ audit: .venv-audit/installed  ## look for known vulnerabilities of what is pinne
 
 .venv-fuzz/installed .venv-audit/installed: .venv-%/installed: requirements-%.txt
 	@$(PYTHON) -m venv .venv-$*
-	@.venv-$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	@.venv-$*/bin/pip install --disable-pip-version-check -r $<
 	@touch $@
 
 clean:  ## remove .venv and caches; the data in .data stays
