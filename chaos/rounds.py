@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from chaos.checker import Checker, Violation
 from chaos.cluster import Cluster, running
 from chaos.faults import FAMILIES, Fault, Scene, missing
+from chaos.faults.database import CONVOY
 from chaos.faults.fault import MOVES
 from chaos.history import Event, entries_after, keep, rows_after
 from chaos.load import Client, World, populate
@@ -42,7 +43,7 @@ GAP_SECONDS = 1.0
 GUARD = "batch_not_written"  # is logged where a check of the ledger or of the database refuses what a drain has decided
 DEADLOCKS_MAX = 1  # in a round: 320 rounds had five in all; see docs/decisions/0008 for how one may lawfully come about
 QUERY = re.compile(r"^\s*Process \d+: (.*)$", re.MULTILINE)
-OF_DRAINS = re.compile("EXECUTE (lock_lane|lock_accounts|write_outcomes|move_on)")
+IN_ORDER = re.compile("EXECUTE (lock_lane|lock_accounts|write_outcomes|move_on)|" + CONVOY.partition("%")[0])
 
 EMPTY = """
 SET session_replication_role = replica;
@@ -285,8 +286,8 @@ class Round:
         promise = max((fault.promise for _, fault in self.faults), default=MOVES) + STALL_ALLOWANCE_SECONDS
         if self.stall > promise:
             self.scene.problems.append(f"a lane stood still for {self.stall:.1f} s, and {promise:.0f} s are promised")
-        if among_drains := [each for each in deadlocks if all(map(OF_DRAINS.match, QUERY.findall(each)))]:
-            self.scene.problems.append(f"{len(among_drains)} deadlocks of drains with each other: {among_drains[0]}")
+        if unlawful := [each for each in deadlocks if all(map(IN_ORDER.match, QUERY.findall(each)))]:
+            self.scene.problems.append(f"{len(unlawful)} deadlocks of those who lock in order: {unlawful[0]}")
         if len(deadlocks) > DEADLOCKS_MAX and "deadlock" not in families:
             self.scene.problems.append(f"{len(deadlocks)} deadlocks in one round")
 

@@ -24,6 +24,7 @@ from core.reconcile import violations
 
 FILLER_CHUNK = b"\0" * 2**20
 HELD_SECONDS = 0.15
+CONVOY = "SELECT FROM accounts WHERE kind = 'world' OR id = %s ORDER BY id FOR UPDATE"  # in the order of drains
 
 
 def clock(scene: Scene) -> Fault:
@@ -86,12 +87,11 @@ def convoy(scene: Scene) -> Fault:
     with whatever they hold already.
     """
     over = threading.Event()
-    query = "SELECT FROM accounts WHERE kind = 'world' OR id = %s ORDER BY id FOR UPDATE"
 
     def hold() -> None:
         while not over.is_set():
             with contextlib.suppress(sa.exc.SQLAlchemyError), scene.cluster.engine.begin() as connection:
-                connection.exec_driver_sql(query, (scene.world.users[0].account,))
+                connection.exec_driver_sql(CONVOY, (scene.world.users[0].account,))
                 time.sleep(HELD_SECONDS)
             over.wait(HELD_SECONDS / 2)
 
