@@ -20,8 +20,8 @@ from core.broker import is_rabbitmq, is_up
 LANES = f"""
 SELECT lanes.id AS lane, (SELECT count(*) FROM queue WHERE lane = lanes.id) AS depth,
        coalesce(extract(epoch FROM clock_timestamp() - head.created_at), 0) AS oldest_seconds
-  FROM lanes LEFT JOIN ({lanes.HEADS}) AS head ON head.lane = lanes.id ORDER BY lanes.id"""
-OLDEST_PENDING = f"SELECT extract(epoch FROM clock_timestamp() - min(created_at)) FROM ({lanes.HEADS}) AS head"
+  FROM lanes LEFT JOIN ({lanes.WAITING_SINCE}) AS head ON head.lane = lanes.id ORDER BY lanes.id"""
+OLDEST_PENDING = f"SELECT extract(epoch FROM clock_timestamp() - min(created_at)) FROM ({lanes.WAITING_SINCE}) AS heads"
 
 
 class Health:

@@ -150,8 +150,14 @@ def accept(
     results: list[dict[str, Any]] = [{"index": place, "id": ids[place], "status": "pending"} for place in accepted]
     results += [{"index": place, "errors": errors} for place, errors in refused.items()]
     results.sort(key=lambda result: result["index"])
-    types = Counter(commands[place].type for place in accepted)
-    return Stored(batch_id, rows[0].lanes, False, types, document(batch, results), rows[0].own_room)
+    return Stored(
+        batch_id,
+        rows[0].lanes,
+        replayed=False,
+        accepted=Counter(commands[place].type for place in accepted),
+        document=document(batch, results),
+        own_room=rows[0].own_room,
+    )
 
 
 def insert(

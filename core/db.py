@@ -287,7 +287,10 @@ def as_sqlalchemy(error: psycopg2.Error, statement: str) -> BaseException:
 
 
 def array(values: Iterable[object]) -> str:
-    """Numbers, ids or timestamps as a PostgreSQL array literal: one parameter, cheap to parse."""
+    """Numbers, ids, timestamps or plain words as a PostgreSQL array literal: one parameter, cheap to parse.
+
+    Of other text, which may hold control characters, `text_array` is right.
+    """
     return "{" + msgspec.json.encode(list(values)).decode()[1:-1] + "}"
 
 

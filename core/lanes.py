@@ -47,10 +47,14 @@ SELECT o.* FROM (
  ORDER BY next.place, next.turn, next.operation_id
 """,
 )
-# Of each lane with work: the operation whose turn is next, and since when it waits.
 HEADS = """
-SELECT lanes.id AS lane, head.operation_id, head.created_at FROM lanes CROSS JOIN LATERAL (
-    SELECT queue.operation_id, operations.created_at FROM queue LEFT JOIN operations ON operations.id = operation_id
+SELECT lanes.id AS lane, head.operation_id FROM lanes CROSS JOIN LATERAL (
+    SELECT operation_id FROM queue WHERE lane = lanes.id ORDER BY turn, operation_id LIMIT 1) AS head
+"""
+# Of each lane with work: since when the operation whose turn is next has waited.
+WAITING_SINCE = """
+SELECT lanes.id AS lane, head.created_at FROM lanes CROSS JOIN LATERAL (
+    SELECT o.created_at FROM queue JOIN operations o ON o.id = queue.operation_id
      WHERE queue.lane = lanes.id ORDER BY queue.turn, queue.operation_id LIMIT 1) AS head
 """
 

@@ -48,8 +48,8 @@ COUNT = Prepared(
     f"""
 WITH waiting AS MATERIALIZED (
     SELECT (SELECT count(*) FROM queue) AS operations,
-           coalesce((SELECT extract(epoch FROM clock_timestamp() - min(created_at)) FROM ({lanes.HEADS}) AS head), 0)
-               AS oldest_seconds
+           coalesce((SELECT extract(epoch FROM clock_timestamp() - min(created_at))
+                       FROM ({lanes.WAITING_SINCE}) AS heads), 0) AS oldest_seconds
 )
 UPDATE load SET counted = waiting.operations, let_in = 0, oldest_seconds = waiting.oldest_seconds,
                 counted_at = clock_timestamp(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 
 from core import lanes, ledger, rules, services
 from core.db import is_lock_timeout
@@ -116,7 +116,7 @@ def drain_batch(
             decided = apply(connection, operations, decide)
     except OperationalError:
         raise
-    except (DBAPIError, ledger.LedgerError) as error:
+    except Exception as error:  # a broken constraint, a broken promise, or what cannot even be sent
         if not operations:
             raise
         raise Unwritable([operation.id for operation in operations]) from error

@@ -24,7 +24,7 @@ from core.reconcile import violations
 
 FILLER_CHUNK = b"\0" * 2**20
 HELD_SECONDS = 0.15
-CONVOY = "SELECT FROM accounts WHERE kind = 'world' OR id = %s ORDER BY id FOR UPDATE"  # in the order of drains
+CONVOY = "SELECT FROM accounts WHERE kind = 'world' OR id = ANY (%s::uuid[]) ORDER BY id FOR UPDATE"  # as drains do
 
 
 def clock(scene: Scene) -> Fault:
@@ -86,12 +86,12 @@ def convoy(scene: Scene) -> Fault:
     """Somebody who holds, again and again for a moment, the accounts that nearly every drain needs: all queue up there,
     with whatever they hold already.
     """
-    over = threading.Event()
+    over, held = threading.Event(), [user.account for user in scene.world.users[: scene.random.randint(1, 12)]]
 
     def hold() -> None:
         while not over.is_set():
             with contextlib.suppress(sa.exc.SQLAlchemyError), scene.cluster.engine.begin() as connection:
-                connection.exec_driver_sql(CONVOY, (scene.world.users[0].account,))
+                connection.exec_driver_sql(CONVOY, (held,))
                 time.sleep(HELD_SECONDS)
             over.wait(HELD_SECONDS / 2)
 

@@ -113,6 +113,8 @@ def test_a_user_has_so_many_unfinished_operations_and_no_more(kassa: Kassa, narr
         batch = answer.json()
         assert batch["accepted"] == USER_PENDING_MAX - 2
         assert [item["errors"][0]["code"] for item in batch["items"][-3:]] == ["too_many_pending"] * 3
+        answer = batch_of(narrow, bob)
+        assert (answer.json()["accepted"], answer.headers["RateLimit"]) == (0, '"pending";r=0')
     until(lambda: kassa.pending() == 0)
     assert (alice.balance(), bob.balance()) == (USER_PENDING_MAX, USER_PENDING_MAX)
     assert deposit(narrow, alice).status_code == 202

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import psutil
@@ -29,6 +30,7 @@ from worker.sweeper import PATIENT_AFTER_LOOKS, Sweeper
 
 HELD_SECONDS = 0.3
 UNLUCKY = 666  # the amount that cannot be written, or not decided
+HALF: Any = Fraction(1, 2)  # an amount that is none
 
 
 def cancel(bank: Bank, operation_id: str) -> None:
@@ -178,6 +180,21 @@ def test_a_batch_that_cannot_be_written_fails_exactly_the_operation_at_fault(ban
     assert sum(bank.balance(user) for user in users) == 20 - len(unlucky)
 
 
+def test_what_cannot_even_be_sent_fails_alone(bank: Bank):
+    alice = bank.rich(10)
+
+    def decide(operation: Operation, accounts: Mapping[str, Account], shelf: Shelf) -> Outcome:
+        outcome = rules.decide(operation, accounts, shelf)
+        if operation.amount != UNLUCKY:
+            return outcome
+        return Applied(tuple(Posting(each, half) for each, half in zip(accounts, (HALF, -HALF), strict=True)))
+
+    for amount in (1, UNLUCKY, 2):
+        bank.accept(alice, amount=amount)
+    assert drain(bank.engine, 0, decide=decide).counts == {"applied": 2, "failed": 1}
+    assert bank.balance(alice) == 13
+
+
 def test_a_failed_operation_moves_nothing_and_its_user_goes_on(bank: Bank):
     alice = bank.rich(2000)
     refuse_to_write(bank, -UNLUCKY)
@@ -222,6 +239,8 @@ def test_a_queue_that_holds_no_operation_is_told(bank: Bank):
     with pytest.raises(LookupError, match="verify"):
         bank.drain()
     assert bank.statuses(alice) == ["pending"]
+    accepted = bank.value("SELECT created_at FROM operations")
+    assert bank.rows(lanes.WAITING_SINCE) == [(0, accepted)], "it is not forgotten behind what is none"
     bank.execute("DELETE FROM queue WHERE operation_id = :id", id=alice.id)
     assert bank.drain().counts == {"applied": 1}
 

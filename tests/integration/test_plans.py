@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 import worker.drain  # noqa: F401  # it and the next bring every prepared statement along
-from core import batches, db, gathering  # noqa: F401
+from core import batches, db, gathering, lanes  # noqa: F401
 from core.db import Prepared, in_brackets
 
 ROWS = 20_000
@@ -64,6 +64,8 @@ def test_no_prepared_statement_reads_a_large_table_whole(large: sa.Engine):
     names = [statement.name for statement in statements()]
     assert {"accept", "accept_batch", "accept_group", "pending", "write_outcomes", "finished"} <= set(names)
     assert {statement.name: found for statement in statements() if (found := scanned(large, statement))} == COUNTS
+    for sql in (lanes.HEADS, lanes.WAITING_SINCE):
+        assert scanned(large, Prepared("heads", [], sql)) == set()
     whole = {
         "operations": Prepared("whole", ["bigint"], "SELECT id FROM operations WHERE amount > $1"),
         "queue": Prepared("whole_index", [], "SELECT turn FROM queue ORDER BY lane, turn"),
