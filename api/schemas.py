@@ -13,6 +13,7 @@ from core.operations import Status, Type
 
 WAIT_SECONDS_MAX = 30
 PAGE_ITEMS_MAX = 100
+TAG = "type"  # by it the operations are told apart
 
 # Neither NUL nor a lone surrogate can be stored by PostgreSQL.
 STORABLE = r"\A[^\x00\ud800-\udfff]*\Z"
@@ -122,7 +123,7 @@ class NewAccount(Body, frozen=True, kw_only=True):
     name: Name = ""
 
 
-class OperationBody(Body, frozen=True, kw_only=True, tag_field="type"):
+class OperationBody(Body, frozen=True, kw_only=True, tag_field=TAG):
     """What every operation takes. `user_id` is for `service` tokens, which act for any user."""
 
     account_id: UUID | None = None
