@@ -352,9 +352,13 @@ def is_lock_timeout(error: BaseException) -> bool:
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """Whether the server went away, rather than refused a statement."""
-    cause = getattr(error, "orig", error)
-    return isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) and cause.pgcode in (
+    """Whether the server went away, rather than refused a statement.
+
+    psycopg2 mostly raises an OperationalError then; where libpq has not noticed yet that it is cut off, its base class.
+    """
+    cause: Any = getattr(error, "orig", error)
+    away = isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError)
+    return (away or type(cause) is psycopg2.DatabaseError) and cause.pgcode in (
         None,
         "57P01",  # admin_shutdown
         "57P02",  # crash_shutdown

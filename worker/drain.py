@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from core import lanes, ledger, rules, services
-from core.db import is_lock_timeout
+from core.db import is_connection_lost, is_lock_timeout
 from core.lanes import LANE_BATCH_OPERATIONS_MAX, TURNS_MAX
 from core.ledger import Decided
 from core.operations import Account, Applied, Failed, Operation, Outcome, Shelf
@@ -116,8 +116,8 @@ def drain_batch(
             decided = apply(connection, operations, decide)
     except OperationalError:
         raise
-    except Exception as error:  # a broken constraint, a broken promise, or what cannot even be sent
-        if not operations:
+    except (DBAPIError, ledger.LedgerError, TypeError, ValueError) as error:  # the last two: it could not even be sent
+        if not operations or is_connection_lost(error):
             raise
         raise Unwritable([operation.id for operation in operations]) from error
     finished = [(operation, ledger.status_of(outcome)) for operation, outcome, _ in decided]

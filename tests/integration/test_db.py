@@ -4,6 +4,7 @@ import threading
 import time
 from datetime import UTC, datetime
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
 
@@ -53,6 +54,8 @@ def test_only_a_failure_to_connect_is_known_to_have_stored_nothing(bank: Bank, e
             connection.commit()
     assert not db.never_connected(lost.value)
     assert db.is_connection_lost(lost.value)
+    assert db.is_connection_lost(psycopg2.DatabaseError("server closed the connection unexpectedly"))
+    assert not db.is_connection_lost(psycopg2.ProgrammingError("can't adapt type"))
     nowhere = db.engine("postgresql://kassa@127.0.0.1:1/kassa", "tests", 1)
     with pytest.raises(sa.exc.OperationalError) as refused, nowhere.connect():
         pass

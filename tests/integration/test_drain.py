@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 import psutil
+import psycopg2
 import pytest
 import sqlalchemy as sa
 
@@ -193,6 +194,27 @@ def test_what_cannot_even_be_sent_fails_alone(bank: Bank):
         bank.accept(alice, amount=amount)
     assert drain(bank.engine, 0, decide=decide).counts == {"applied": 2, "failed": 1}
     assert bank.balance(alice) == 13
+
+
+@pytest.mark.parametrize("moment", ["commit", "rollback"])
+def test_who_is_cut_off_in_the_end_blames_no_operation(bank: Bank, moment: str):
+    alice = bank.user()
+    bank.accept(alice)
+
+    def cut_off(_connection: sa.Connection) -> None:
+        raise psycopg2.DatabaseError("server closed the connection unexpectedly")
+
+    def decide(operation: Operation, accounts: Mapping[str, Account], shelf: Shelf) -> Outcome:
+        if moment == "rollback":  # as a worker that is told to stop, or freezes until its transaction is over
+            raise SystemExit
+        return rules.decide(operation, accounts, shelf)
+
+    sa.event.listen(bank.engine, moment, cut_off)
+    with pytest.raises(psycopg2.DatabaseError):
+        drain(bank.engine, 0, decide=decide)
+    sa.event.remove(bank.engine, moment, cut_off)
+    bank.engine.dispose()
+    assert bank.drain().counts == {"applied": 1}
 
 
 def test_a_failed_operation_moves_nothing_and_its_user_goes_on(bank: Bank):
