@@ -32,7 +32,7 @@ check: .venv  ## lint, types, import rules, schema against migrations, Dockerfil
 	@$(BIN)/hadolint Dockerfile.api Dockerfile.worker
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
-model: .venv  ## play new sequences of steps against a ledger in dicts, MODEL_SEQUENCES=100000 (some 60 minutes)
+model: .venv  ## play new sequences of steps against a ledger in dicts, MODEL_SEQUENCES=100000 (an hour and more)
 	@MODEL_SEQUENCES=$${MODEL_SEQUENCES:-100000} $(BIN)/python -m pytest -q -s tests/model
 
 bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 5 minutes; needs wrk)
