@@ -90,8 +90,7 @@ SELECT whole.*, refused.*
     SELECT r.place, r.source_id, r.receiver_id, r.to_self,
            EXISTS (SELECT FROM locked WHERE locked.id = r.user_id) AS crowded,
            EXISTS (SELECT FROM users WHERE id = r.user_id AND disabled_at IS NOT NULL) AS disabled
-      FROM resolved r LEFT JOIN accepted ON accepted.batch_index = r.place
-     WHERE accepted.batch_index IS NULL) AS refused ON true
+      FROM resolved r WHERE r.place NOT IN (SELECT batch_index FROM accepted)) AS refused ON true
 """,
 )
 

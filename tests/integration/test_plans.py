@@ -48,13 +48,19 @@ def statements() -> list[Prepared]:
     return sorted((each for each in gc.get_objects() if isinstance(each, Prepared)), key=lambda each: each.name)
 
 
-def scanned(engine: sa.Engine, statement: Prepared) -> set[str]:
-    """The large tables that the statement's plan reads whole, by an index without a condition or without any."""
+def plan_of(engine: sa.Engine, statement: Prepared) -> str:
+    """How PostgreSQL carries it out."""
     types, nulls = in_brackets(statement.types), in_brackets(["NULL"] * len(statement.types))
     with engine.connect() as connection:
         connection.exec_driver_sql(f"PREPARE it{types} AS {statement.sql}")
         plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN EXECUTE it{nulls}").scalars())
         connection.exec_driver_sql("DEALLOCATE it")
+    return plan
+
+
+def scanned(engine: sa.Engine, statement: Prepared) -> set[str]:
+    """The large tables that the statement's plan reads whole, by an index without a condition or without any."""
+    plan = plan_of(engine, statement)
     by_index = re.findall(r"Index (?:Only )?Scan(?: Backward)? using \w+ on (\w+).*(?!\n +Index Cond)\n", plan + "\n")
     sorted_whole = re.findall(r"Bitmap Heap Scan on (queue)", plan)
     return {*re.findall(r"Seq Scan on (\w+)", plan), *by_index, *sorted_whole} & set(LARGE)
@@ -73,3 +79,10 @@ def test_no_prepared_statement_reads_a_large_table_whole(large: sa.Engine):
     assert {table: scanned(large, statement) for table, statement in whole.items()} == {
         table: {table} for table in whole
     }
+
+
+def test_what_was_refused_of_a_batch_is_found_without_comparing_each_with_each(large: sa.Engine):
+    """PostgreSQL expects ten items where ten thousand may come."""
+    plan = plan_of(large, batches.ACCEPT)
+    assert "hashed SubPlan" in plan
+    assert "Nested Loop Anti Join" not in plan
