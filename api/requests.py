@@ -179,7 +179,7 @@ CODES = {
     "wrong_format": r"Expected `str` matching|Invalid (UUID|RFC3339)",
     "unknown_value": r"Invalid (enum )?value",
     "wrong_type": r"Expected `",
-    "exactly_one_of": r"exactly one of",
+    "exactly_one_of": r"Exactly one of",
 }
 
 

@@ -155,7 +155,7 @@ class Transfer(OperationBody, frozen=True, kw_only=True, tag="transfer"):
     def __post_init__(self) -> None:
         named = [name for name in (self.to_user_id, self.to_username, self.to_account_id) if name is not None]
         if len(named) != 1:
-            raise ValueError("exactly one of to_user_id, to_username and to_account_id is needed")
+            raise ValueError("Exactly one of to_user_id, to_username and to_account_id is needed")
 
 
 class Purchase(OperationBody, frozen=True, kw_only=True, tag="purchase"):

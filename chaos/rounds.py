@@ -43,7 +43,8 @@ GAP_SECONDS = 1.0
 GUARD = "batch_not_written"  # is logged where a check of the ledger or of the database refuses what a drain has decided
 DEADLOCKS_MAX = 1  # in a round: 320 rounds had five in all; see docs/decisions/0008 for how one may lawfully come about
 QUERY = re.compile(r"^\s*Process \d+: (.*)$", re.MULTILINE)
-IN_ORDER = re.compile("EXECUTE (lock_lane|lock_accounts|write_outcomes|move_on)|" + CONVOY.partition("OR")[0])
+# Whoever locks accounts in order of their ids: drains, and of the harness the convoy.
+IN_ORDER = re.compile("EXECUTE (lock_lane|lock_accounts|write_outcomes|move_on)|" + CONVOY.partition(" OR ")[0])
 
 EMPTY = """
 SET session_replication_role = replica;
