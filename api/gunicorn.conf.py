@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from typing import Any
 
+from core import garbage
 from core.telemetry import logging_config
 
 # Before anything imports prometheus_client: its counters are shared by all processes through files in this directory.
@@ -22,6 +23,11 @@ control_socket_disable = True
 logconfig_dict = logging_config(os.environ.get("LOG_LEVEL") or "INFO") | {
     "loggers": {"gunicorn.error": {"propagate": True}, "gunicorn.access": {"propagate": False}}
 }
+
+
+def post_worker_init(_worker: Any) -> None:
+    """The application is loaded."""
+    garbage.look_seldom()
 
 
 def on_exit(_server: Any) -> None:

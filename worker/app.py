@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from celery.schedules import crontab
 from celery.signals import celeryd_init, setup_logging, worker_process_init
 
-from core import db, lanes, settings, telemetry
+from core import db, garbage, lanes, settings, telemetry
 from core.broker import DEFAULT_QUEUE, celery_app
 from core.errors import NotReady
 
@@ -62,3 +62,4 @@ def refuse_unsafe_database(**_signal: Any) -> None:
 def leave_parents_connections(**_signal: Any) -> None:
     """After the fork, two processes must not talk over one connection."""
     engine.dispose(close=False)
+    garbage.look_seldom()
