@@ -67,7 +67,7 @@ WITH locked AS (
     SELECT id FROM users WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE
 ), moved AS (
     UPDATE users SET done_seq = p.last FROM unnest($1, $2, $3) AS p (id, first, last)
-     WHERE users.id = p.id AND users.done_seq = p.first - 1 AND p.id = ANY (ARRAY(SELECT id FROM locked)) RETURNING 1
+     WHERE users.id = p.id AND users.done_seq = p.first - 1 AND (SELECT count(*) FROM locked) > 0 RETURNING 1
 )
 SELECT count(*) AS users FROM moved
 """,
