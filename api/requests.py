@@ -57,12 +57,7 @@ def read_body(request: falcon.Request, bytes_max: int) -> bytes:
 def parse(body: bytes) -> Any:
     """JSON by the letter (RFC 8259) and more strictly: no duplicate keys, no NaN, no absurd nesting."""
     try:
-        return json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=unique_keys,
-            parse_constant=refuse_constant,
-            parse_int=bounded_int,
-        )
+        return strict_json.decode(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise Refusal("malformed_json", "The body is not UTF-8.") from None
     except RecursionError:
@@ -87,6 +82,9 @@ def refuse_constant(name: str) -> Any:
 def bounded_int(digits: str) -> int:
     """An integer; one of thousands of digits becomes some number that is out of every range, too."""
     return int(digits) if len(digits) <= INTEGER_DIGITS_MAX else TOO_LARGE
+
+
+strict_json = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=refuse_constant, parse_int=bounded_int)
 
 
 def read_query(request: falcon.Request, schema: type[T]) -> T:

@@ -30,7 +30,6 @@ IDLE_SECONDS_MAX = 0.1  # a connection that was used since is not looked at agai
 
 FEATURE_NOT_SUPPORTED = "0A000"  # among others: "cached plan must not change result type"
 UUID_OID = 2950
-STRING_UUID = psycopg2.extensions.new_type((UUID_OID,), "UUID", lambda value, _cursor: value)
 
 SESSION = {
     # A worker frozen while it holds a lane's lock loses it after this; a drain is idle for milliseconds.
@@ -195,8 +194,8 @@ def autocommit_engine(database_url: str, process: str, pool_size: int, role: str
 
 
 def ids_as_strings(connection: Any, _record: object) -> None:
-    """Read uuid columns as strings, the form in which ids travel through Kassa."""
-    psycopg2.extensions.register_type(STRING_UUID, connection)
+    """Read uuid columns as strings, the form in which ids travel through Kassa: SQLAlchemy has them made UUIDs."""
+    connection.string_types.pop(UUID_OID, None)
 
 
 def mark_never_connected(context: sa.engine.ExceptionContext) -> None:

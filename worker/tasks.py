@@ -18,9 +18,11 @@ from core.rate_sheets import RatesError
 from worker import mail
 from worker.app import app, configuration, engine
 from worker.drain import SLICE_SECONDS, drain
+from worker.vacuum import Vacuums
 
 bells = redis_client(configuration.redis_url, PUBLISH_TIMEOUT_SECONDS)
 doorbell = Doorbell(configuration.redis_url, configuration.broker)
+vacuums = Vacuums(engine)
 log = structlog.get_logger("kassa.worker")
 
 TIME_LIMIT_SECONDS = 10  # then a decision loops, and its process is killed; the sweeper finds the operation
@@ -66,6 +68,7 @@ def drain_lane(lane: int) -> dict[str, Any]:
         time.sleep(patience(done.counts.total()))
     if done.remaining or done.counts:
         doorbell.ring(lane)
+    vacuums.after(counts.total())
     return {"lane": lane, "applied": 0, "rejected": 0, **counts, "remaining": done.remaining}
 
 
