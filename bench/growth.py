@@ -6,6 +6,10 @@ All stacks are there at once, and each part is measured on one after another: a 
 import statistics
 from collections import defaultdict
 from itertools import product
+from tempfile import TemporaryFile
+from typing import Any
+
+import sqlalchemy as sa
 
 from bench import closed, paced, rest
 from bench.stack import FIRST_DEPOSIT, Bench, load, ratio, settle, start
@@ -23,17 +27,18 @@ Figures = dict[str, dict[int, list[float]]]  # by name and size, one of each rou
 
 # Transfers in a ring: user k pays user k + 1, over and over. So each account is paid and pays once in a round, the
 # first one in the other order, and balances and versions follow from the number of the round.
-FILL = (
+PREPARE = (
     """
 CREATE TEMPORARY TABLE ring AS
 SELECT (row_number() OVER (ORDER BY u.id) - 1)::int AS k, u.id AS user_id, u.lane, a.id AS account_id
   FROM users u JOIN accounts a ON a.user_id = u.id WHERE u.username IN (
        SELECT 'bench-' || i FROM generate_series(0, {busy} - 1) AS i)""",
     "SET session_replication_role = replica",
+)
+FILL = {
     """
-INSERT INTO operations (id, user_id, requested_by, seq, lane, type, status, account_id, counterparty_id, amount,
-                        currency, request_hash, apply_no, account_version, counterparty_version,
-                        created_at, finished_at)
+operations (id, user_id, requested_by, seq, lane, type, status, account_id, counterparty_id, amount, currency,
+            request_hash, apply_no, account_version, counterparty_version, created_at, finished_at)""": """
 SELECT uuidv7(), s.user_id, s.user_id, 2 + n / {busy}, s.lane, 'transfer', 'applied', s.account_id,
        r.account_id, 1, 'RUB', '', {last} + 1 + n,
        2 + 2 * (n / {busy}) + CASE WHEN s.k = 0 THEN 0 ELSE 1 END,
@@ -42,8 +47,7 @@ SELECT uuidv7(), s.user_id, s.user_id, 2 + n / {busy}, s.lane, 'transfer', 'appl
   FROM generate_series({first}, {until} - 1) AS n
   JOIN ring s ON s.k = mod(n, {busy}) JOIN ring r ON r.k = mod(n + 1, {busy})
  ORDER BY n""",
-    """
-INSERT INTO entries (operation_id, account_id, account_version, amount, balance_after, created_at)
+    "entries (operation_id, account_id, account_version, amount, balance_after, created_at)": """
 SELECT o.id, e.account_id, e.version, e.amount,
        {deposit} + CASE WHEN mod(e.version, 2) = 1 THEN 0 WHEN s.k = 0 THEN -1 ELSE 1 END, o.finished_at
   FROM operations o CROSS JOIN LATERAL (
@@ -52,7 +56,7 @@ SELECT o.id, e.account_id, e.version, e.amount,
   JOIN ring s ON s.account_id = e.account_id
  WHERE o.apply_no > {last} + {first} AND o.apply_no <= {last} + {until} AND o.type = 'transfer'
  ORDER BY o.apply_no, e.amount""",
-)
+}
 FINISH = (
     "SET session_replication_role = DEFAULT",
     """
@@ -115,18 +119,27 @@ def fill(bench: Bench, size: int) -> None:
         connection.exec_driver_sql("SET statement_timeout = 0")
         [[last]] = connection.exec_driver_sql("SELECT max(apply_no) FROM operations")
         named = {"busy": BUSY_USERS, "last": last, "deposit": FIRST_DEPOSIT, "size": size, "rounds": size // BUSY_USERS}
-        for statement in FILL[:2]:
+        for statement in PREPARE:
             connection.exec_driver_sql(statement.format(**named))
         for first in range(0, size, CHUNK):
             until = min(first + CHUNK, size)
-            for statement in FILL[2:]:
-                connection.exec_driver_sql(statement.format(**named, first=first, until=until))
+            for table, query in FILL.items():
+                copy(connection, query.format(**named, first=first, until=until), table)
             connection.commit()
             print(f"loaded {until:,} of {size:,} finished operations", flush=True)
         for statement in FINISH:
             connection.exec_driver_sql(statement.format(**named))
         connection.commit()
     settle(bench)
+
+
+def copy(connection: sa.Connection, query: str, table: str) -> None:
+    """Load what a query gives into a table, named with its columns."""
+    cursor: Any = connection.connection.cursor()
+    with TemporaryFile() as rows:
+        cursor.copy_expert(f"COPY ({query}) TO STDOUT", rows)
+        rows.seek(0)
+        cursor.copy_expert(f"COPY {table} FROM STDIN", rows)
 
 
 def table(figures: Figures) -> str:
