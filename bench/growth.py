@@ -123,8 +123,8 @@ def fill(bench: Bench, size: int) -> None:
             connection.exec_driver_sql(statement.format(**named))
         for first in range(0, size, CHUNK):
             until = min(first + CHUNK, size)
-            for table, query in FILL.items():
-                copy(connection, query.format(**named, first=first, until=until), table)
+            for into, query in FILL.items():
+                copy(connection, query.format(**named, first=first, until=until), into)
             connection.commit()
             print(f"loaded {until:,} of {size:,} finished operations", flush=True)
         for statement in FINISH:
@@ -133,13 +133,14 @@ def fill(bench: Bench, size: int) -> None:
     settle(bench)
 
 
-def copy(connection: sa.Connection, query: str, table: str) -> None:
+def copy(connection: sa.Connection, query: str, into: str) -> None:
     """Load what a query gives into a table, named with its columns."""
+    connection.exec_driver_sql("SELECT 1")  # SQLAlchemy commits no transaction that it has not seen begin
     cursor: Any = connection.connection.cursor()
     with TemporaryFile() as rows:
         cursor.copy_expert(f"COPY ({query}) TO STDOUT", rows)
         rows.seek(0)
-        cursor.copy_expert(f"COPY {table} FROM STDIN", rows)
+        cursor.copy_expert(f"COPY {into} FROM STDIN", rows)
 
 
 def table(figures: Figures) -> str:

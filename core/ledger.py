@@ -59,6 +59,7 @@ SELECT (SELECT count(*) FROM finished) AS finished, (SELECT count(*) FROM taken_
 )
 
 # Last, because these rows are what acceptance waits for: they are held for the blink of the commit only.
+# They are counted so that all of them are locked, in order, before the first is updated: EXISTS would lock but one.
 MOVE_ON = Prepared(
     "move_on",
     ["uuid[]", "bigint[]", "bigint[]"],

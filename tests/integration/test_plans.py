@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 import worker.drain  # noqa: F401  # it and the next bring every prepared statement along
-from core import batches, db, gathering, lanes  # noqa: F401
+from core import batches, db, gathering, lanes, ledger  # noqa: F401
 from core.db import Prepared, in_brackets
 
 ROWS = 20_000
@@ -86,3 +86,10 @@ def test_what_was_refused_of_a_batch_is_found_without_comparing_each_with_each(l
     plan = plan_of(large, batches.ACCEPT)
     assert "hashed SubPlan" in plan
     assert "Nested Loop Anti Join" not in plan
+
+
+def test_the_users_of_a_drain_are_all_locked_before_one_is_updated(large: sa.Engine):
+    """In the order of their ids, as whoever accepts for them does: else the two could wait for each other."""
+    plan = plan_of(large, ledger.MOVE_ON)
+    locked, counted = plan.index("CTE locked"), plan.index("One-Time Filter")
+    assert locked < plan.index("LockRows") < plan.index("Aggregate", locked) < counted
