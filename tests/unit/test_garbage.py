@@ -28,10 +28,10 @@ kept += [[] for _ in range(OBJECTS_BETWEEN_LOOKS)]
 assert not gone(), "no look came"
 """
 OLD = """
-kept += [[] for _ in range(3 * OBJECTS_BETWEEN_LOOKS)]
+kept += [[] for _ in range(OBJECTS_BETWEEN_LOOKS * 3 // 2)]
 assert looks() > before, "it has not grown old"
 del node
-kept += [[] for _ in range(12 * OBJECTS_BETWEEN_LOOKS)]
+kept += [[] for _ in range(4 * OBJECTS_BETWEEN_LOOKS)]
 assert not gone(), "what has outlived a look piles up"
 """
 API = """
