@@ -62,4 +62,9 @@ def refuse_unsafe_database(**_signal: Any) -> None:
 def leave_parents_connections(**_signal: Any) -> None:
     """After the fork, two processes must not talk over one connection."""
     engine.dispose(close=False)
+
+
+@worker_process_init.connect
+def look_seldom_for_garbage(**_signal: Any) -> None:
+    """All that a process needs was loaded before the fork."""
     garbage.look_seldom()

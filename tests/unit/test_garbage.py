@@ -1,7 +1,9 @@
 """Garbage that refers to itself is looked for seldom, and found nevertheless."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 BEGINNING = """
 import gc, weakref
@@ -41,9 +43,9 @@ assert gc.get_freeze_count() > 1000 and gc.get_threshold()[0] > 700
 """
 
 
-def run(script: str) -> None:
+def run(script: str, **environment: str) -> None:
     """In a process of its own: what is frozen here other tests could not look at."""
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
 
@@ -57,6 +59,6 @@ def test_what_has_outlived_a_look_is_found_too() -> None:
     run(BEGINNING + OLD)
 
 
-def test_processes_of_the_api_look_seldom() -> None:
+def test_processes_of_the_api_look_seldom(tmp_path: Path) -> None:
     """gunicorn calls it where the application is loaded."""
-    run(API)
+    run(API, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
