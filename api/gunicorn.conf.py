@@ -20,14 +20,25 @@ keepalive = 75  # seconds; longer than nginx's own 60, so that it never reuses a
 timeout = 30  # seconds without a sign of life of a whole process, not of a request
 graceful_timeout = 35  # seconds; the longest wait that a client may ask for, and a little
 control_socket_disable = True
+http_parser = "python"  # the one in C, where it is installed, takes bare line feeds and folded headers (gunicorn_h1c 0.6)
+# There is nothing that a header may say about how a request has come here, whoever sends it.
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
+forwarded_allow_ips = "*"  # so nobody need be looked up
 logconfig_dict = logging_config(os.environ.get("LOG_LEVEL") or "INFO") | {
     "loggers": {"gunicorn.error": {"propagate": True}, "gunicorn.access": {"propagate": False}}
 }
 
 
-def post_worker_init(_worker: Any) -> None:
+def post_worker_init(worker: Any) -> None:
     """The application is loaded."""
     garbage.look_seldom()
+    remember(worker.cfg)
+
+
+def remember(configuration: Any) -> None:
+    """gunicorn finds a setting through several calls, some two dozen times for each request; a look would be enough."""
+    vars(configuration).update({name: setting.get() for name, setting in configuration.settings.items()})
 
 
 def on_exit(_server: Any) -> None:

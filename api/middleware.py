@@ -21,7 +21,7 @@ requests_of, seconds_of = cache(REQUESTS.labels), cache(REQUEST_SECONDS.labels)
 
 def discard_body(request: falcon.Request) -> None:
     """Read what is left of a body that was refused unread: closing on it would cost the client its answer."""
-    if (request.content_length or 0) <= DISCARDED_BYTES_MAX:
+    if not request.bounded_stream.eof and (request.content_length or 0) <= DISCARDED_BYTES_MAX:
         with contextlib.suppress(OSError):
             request.bounded_stream.exhaust()
 

@@ -96,10 +96,12 @@ class Doorbell:
             return 0
 
     def _send(self, lanes: list[int]) -> int:
+        marks = self._redis.mget(map(mark_key, lanes)) if len(lanes) > 1 else [None]
         pipeline = self._redis.pipeline(transaction=False)
-        for lane in lanes:
+        quiet = [lane for lane, mark in zip(lanes, marks, strict=True) if mark is None]
+        for lane in quiet:
             pipeline.set(mark_key(lane), "1", nx=True, px=UNANSWERED_MILLISECONDS_MAX)
-        unmarked = [lane for lane, was_set in zip(lanes, pipeline.execute(), strict=True) if was_set]
+        unmarked = [lane for lane, was_set in zip(quiet, pipeline.execute(), strict=True) if was_set]
         for lane in unmarked:
             self._celery.send_task("drain", [lane], queue=lane_queue(lane), expires=BELL_EXPIRES_SECONDS, retry=False)
         BELLS.labels("rung").inc(len(unmarked))

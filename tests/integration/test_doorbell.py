@@ -64,6 +64,15 @@ def ring_and_wait(doorbell: Doorbell, outcome: str, lane: int = LANE) -> None:
     until(lambda: bells(outcome) == before + 1)
 
 
+def ring_together(doorbell: Doorbell, *lanes: int) -> float:
+    """Ring lanes at once, and wait for what comes of each. Returns how many bells were sent."""
+    before = bells("rung"), bells("coalesced")
+    for lane in lanes:
+        doorbell.ring(lane)
+    until(lambda: bells("rung") + bells("coalesced") == sum(before) + len(lanes))
+    return bells("rung") - before[0]
+
+
 def test_a_bell_says_only_which_lane_may_have_work(client: redis.Redis, bells_url: str):
     ring_and_wait(Doorbell(bells_url), "rung")
     assert sorted(client.keys("*")) == [b"kassa:bell:3", b"kassa:lane.3"]
@@ -102,6 +111,20 @@ def test_each_lane_has_its_own_bell(client: redis.Redis, bells_url: str):
     answer(client, 1)
     assert sorted(client.keys("kassa:bell:*")) == [b"kassa:bell:0", b"kassa:bell:12"]
     assert [len(queued(client, lane)) for lane in (0, 1, 12)] == [1, 1, 1]
+
+
+def test_of_lanes_rung_together_each_has_its_own_bell(client: redis.Redis, bells_url: str):
+    doorbell = Doorbell(bells_url)
+    ring_and_wait(doorbell, "rung", 1)
+    client.persist(mark_key(1))
+    assert ring_together(doorbell, 0, 1, 12) == 2
+    assert [len(queued(client, lane)) for lane in (0, 1, 12)] == [1, 1, 1]
+    for lane in (0, 12):
+        client.persist(mark_key(lane))
+    assert ring_together(doorbell, 0, 1, 12) == 0
+    answer(client, 12)
+    assert ring_together(doorbell, 0, 1, 12) == 1
+    assert [len(queued(client, lane)) for lane in (0, 1, 12)] == [1, 1, 2]
 
 
 def test_a_lost_bell_is_missed_for_a_moment_only(client: redis.Redis, bells_url: str):

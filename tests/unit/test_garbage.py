@@ -38,7 +38,11 @@ assert not gone(), "what has outlived a look piles up"
 """
 API = """
 import gc, runpy
-runpy.run_path("api/gunicorn.conf.py")["post_worker_init"](None)
+from types import SimpleNamespace
+from gunicorn.config import Config
+worker = SimpleNamespace(cfg=Config())
+runpy.run_path("api/gunicorn.conf.py")["post_worker_init"](worker)
+assert "keepalive" in vars(worker.cfg), "settings are not remembered"
 assert gc.get_freeze_count() > 1000 and gc.get_threshold()[0] > 700
 """
 

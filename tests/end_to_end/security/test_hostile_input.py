@@ -70,6 +70,9 @@ def test_a_cell_of_a_statement_is_neither_a_formula_nor_two_cells(alice: User, t
         {"X-Rewrite-URL": "/v1/users"},
         {"X-Forwarded-Host": "elsewhere.example", "Host": "elsewhere.example"},
         {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1"},
+        {"X-Forwarded-Proto": "https", "X-Forwarded-Ssl": "off"},
+        {"SCRIPT_NAME": "/v1"},
+        {"SCRIPT_NAME": "/elsewhere", "PATH_INFO": "/v1/users"},
     ],
 )
 def test_headers_that_would_make_it_another_request_do_not(alice: User, headers: dict[str, str]):
