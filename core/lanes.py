@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from core.db import Prepared, array
 from core.operations import Operation
 
-LANE_BATCH_OPERATIONS_MAX = 2_000  # bounds how long one transaction holds its locks: some 120 ms
+LANE_BATCH_OPERATIONS_MAX = 3_000  # bounds how long one transaction holds its locks: some 120 ms
 TURNS_MAX = 40  # of a batch: so many operations of one user at most, that others need not wait for all of a crowd
 
 LOCK = Prepared("lock_lane", ["int"], "SELECT id FROM lanes WHERE id = $1 FOR NO KEY UPDATE")

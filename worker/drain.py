@@ -22,7 +22,7 @@ from core.ledger import Decided
 from core.operations import Account, Applied, Failed, Operation, Outcome, Shelf
 
 SLICE_SECONDS = 1.0  # then the lane's bell is rung again, and other lanes have their turn
-NARROWING = 8  # a batch that cannot be written is tried again this many times smaller: 2000, 250, 31, 3, 1
+NARROWING = 8  # a batch that cannot be written is tried again this many times smaller: 3000, 375, 46, 5, 1
 ROOM = 4  # a lane that fills less than this part of a batch leaves room for others
 LOGGED_OPERATIONS_MAX = 20  # of a batch; the rest is counted
 
