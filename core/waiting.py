@@ -32,7 +32,8 @@ class Waiting:
     def __init__(self, engine: sa.Engine, waiters_max: int) -> None:
         """engine: in autocommit. waiters_max: how many may wait at once; the others are not kept."""
         self._engine = engine
-        self._slots = threading.BoundedSemaphore(waiters_max)
+        self._waiters_max = waiters_max
+        self._waiting = 0
         self._waiters: dict[str, list[Waiter]] = {}
         self._recent: OrderedDict[str, Finished] = OrderedDict()
         self._lock = threading.Lock()
@@ -42,28 +43,32 @@ class Waiting:
         """What has become of the operation. None when `seconds` have passed, or at once if too many wait."""
         if recent := self._recent.get(operation_id):
             return recent
-        if seconds <= 0 or not self._slots.acquire(blocking=False):
-            return None
         waiter = Waiter()
+        if seconds <= 0 or not self._enter(operation_id, waiter):
+            return None
         try:
-            self._enter(operation_id, waiter)
             waiter.event.wait(seconds)
             return waiter.finished
         finally:
             self._leave(operation_id, waiter)
-            self._slots.release()
 
-    def _enter(self, operation_id: str, waiter: "Waiter") -> None:
+    def _enter(self, operation_id: str, waiter: "Waiter") -> bool:
+        """Returns False where too many wait."""
         with self._lock:
-            if recent := self._recent.get(operation_id):  # it has just been told
-                waiter.tell(recent)
-            self._waiters.setdefault(operation_id, []).append(waiter)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run_forever, name="waiting", daemon=True)
                 self._thread.start()
+            if self._waiting == self._waiters_max:
+                return False
+            if recent := self._recent.get(operation_id):  # it has just been told
+                waiter.tell(recent)
+            self._waiting += 1
+            self._waiters.setdefault(operation_id, []).append(waiter)
+            return True
 
     def _leave(self, operation_id: str, waiter: "Waiter") -> None:
         with self._lock:
+            self._waiting -= 1
             waiters = self._waiters[operation_id]
             waiters.remove(waiter)
             if not waiters:

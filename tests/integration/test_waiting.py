@@ -1,6 +1,8 @@
 """Those who wait: what a drain tells with its commit is what the database says."""
 
+import time
 from collections.abc import Callable
+from threading import Thread, current_thread
 from typing import Any
 
 import msgspec
@@ -10,10 +12,11 @@ import pytest
 from core import acceptance, notices, views
 from core.lanes import LANE_BATCH_OPERATIONS_MAX, TURNS_MAX
 from core.waiting import RECENT_MAX, Waiting
-from tests.integration.conftest import Bank
+from tests.integration.conftest import Bank, until
 from worker.drain import drain_batch
 
 TOO_SHORT_TO_LOOK_SECONDS = 0.001
+WAIT_SECONDS = 4
 
 
 def listen(bank: Bank, act: Callable[[], object]) -> list[Any]:
@@ -95,3 +98,19 @@ def test_no_more_are_remembered_than_may_be(bank: Bank):
             bank.accept(user)
     assert waiting.hear(listen(bank, bank.drain))
     assert len(waiting._recent) == RECENT_MAX
+
+
+def test_who_is_one_too_many_does_not_wait_until_another_has_gone(bank: Bank):
+    waiting = Waiting(bank.engine, waiters_max=1)
+    waiting._thread = current_thread()  # which hears what is told, below
+    for _ in range(2):
+        row = bank.accept(bank.user()).row
+        one = Thread(target=waiting.until_finished, args=(row.id, WAIT_SECONDS))
+        one.start()
+        until(lambda: bool(waiting._waiters))
+        started = time.monotonic()
+        assert waiting.until_finished(row.id, WAIT_SECONDS) is None
+        assert time.monotonic() - started < WAIT_SECONDS / 2, "one too many has waited"
+        waiting.hear(listen(bank, bank.drain))
+        one.join()
+        assert not waiting._waiters
