@@ -20,6 +20,7 @@ keepalive = 75  # seconds; longer than nginx's own 60, so that it never reuses a
 timeout = 30  # seconds without a sign of life of a whole process, not of a request
 graceful_timeout = 35  # seconds; the longest wait that a client may ask for, and a little
 control_socket_disable = True
+NICENESS = 5  # where processors are short, applying goes first: what is accepted faster than it is applied only waits
 http_parser = "python"  # the one in C, gunicorn_h1c 0.6.9, lets bare line feeds and folded headers pass
 # There is nothing that a header may say about how a request has come here, whoever sends it.
 secure_scheme_headers: dict[str, str] = {}
@@ -32,6 +33,7 @@ logconfig_dict = logging_config(os.environ.get("LOG_LEVEL") or "INFO") | {
 
 def post_worker_init(worker: Any) -> None:
     """The application is loaded."""
+    os.nice(NICENESS)
     garbage.look_seldom()
     remember(worker.cfg)
 

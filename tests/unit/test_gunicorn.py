@@ -1,10 +1,21 @@
 """What api/gunicorn.conf.py does to gunicorn."""
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from gunicorn.config import Config
+
+INITIALISED = """
+import os, runpy
+from types import SimpleNamespace
+from gunicorn.config import Config
+runpy.run_path("api/gunicorn.conf.py")["post_worker_init"](SimpleNamespace(cfg=Config()))
+print(os.nice(0))
+"""
 
 
 @pytest.fixture
@@ -21,3 +32,9 @@ def test_settings_are_looked_up_once(conf: dict):
     configuration.settings["keepalive"].get = pytest.fail
     assert configuration.keepalive == 7
     assert worker_class is configuration.worker_class  # what gunicorn works out from settings it works out still
+
+
+def test_the_api_lets_others_go_first(tmp_path: Path):
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", INITIALISED], env=environment, capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == (f"{min(os.nice(0) + 5, 19)}\n", "")
