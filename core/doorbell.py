@@ -96,6 +96,7 @@ class Doorbell:
             return 0
 
     def _send(self, lanes: list[int]) -> int:
+        # Under load nearly all bells of many lanes are unanswered, and one question says so.
         marks = self._redis.mget(map(mark_key, lanes)) if len(lanes) > 1 else [None]
         pipeline = self._redis.pipeline(transaction=False)
         quiet = [lane for lane, mark in zip(lanes, marks, strict=True) if mark is None]
