@@ -115,9 +115,10 @@ def back_up(scene: Scene) -> None:
     acknowledged = scene.acknowledged()
     name, url = f"restored_{new_id().replace('-', '')}", scene.cluster.database_url
     other = url.rpartition("/")[0] + f"/{name}"
-    dumped = scene.cluster.data_dir / "backup.sql"
+    dumped = scene.cluster.data_dir / f"{name}.sql"  # a round may have two at a time
     binaries = postgres_binaries()
     with contextlib.ExitStack() as stack:
+        stack.callback(dumped.unlink, missing_ok=True)
         try:
             run(str(binaries / "pg_dump"), "--no-owner", f"--file={dumped}", url)
             with scene.cluster.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
