@@ -10,10 +10,13 @@ import pytest
 from gunicorn.config import Config
 
 INITIALISED = """
-import os, runpy
+import gc, os, runpy
 from types import SimpleNamespace
 from gunicorn.config import Config
-runpy.run_path("api/gunicorn.conf.py")["post_worker_init"](SimpleNamespace(cfg=Config()))
+worker = SimpleNamespace(cfg=Config())
+runpy.run_path("api/gunicorn.conf.py")["post_worker_init"](worker)
+assert gc.get_freeze_count() > 1000 and gc.get_threshold()[0] > 700, "it looks for garbage often"
+assert "keepalive" in vars(worker.cfg), "settings are not remembered"
 print(os.nice(0))
 """
 
@@ -34,7 +37,7 @@ def test_settings_are_looked_up_once(conf: dict):
     assert worker_class is configuration.worker_class  # what gunicorn works out from settings it works out still
 
 
-def test_the_api_lets_others_go_first(tmp_path: Path):
+def test_a_process_of_the_api_begins_well(tmp_path: Path):
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     ran = subprocess.run([sys.executable, "-c", INITIALISED], env=environment, capture_output=True, text=True)
     assert (ran.stdout, ran.stderr) == (f"{min(os.nice(0) + 5, 19)}\n", "")
