@@ -10,6 +10,7 @@ from tests.end_to_end.conftest import PASSWORD, Kassa, User
 
 DEPOSIT = b'{"type": "deposit", "amount": %s}'
 OPERATIONS = "/v1/operations"
+FAR_TOO_MUCH = 6_000_000  # bytes: more than sockets keep
 
 
 @pytest.fixture
@@ -169,3 +170,17 @@ def test_what_is_hardly_http_is_a_4xx_problem(kassa: Kassa, request_bytes: bytes
     assert 400 <= int(head.split()[1]) < 500
     assert b"application/problem+json" in head
     assert json.loads(body)["accepted"] is False
+
+
+def test_who_sends_far_too_much_and_closes_is_told(kassa: Kassa, alice: User):
+    """Its body is refused unread; to close on what has not been read would take the answer away."""
+    address = urlsplit(kassa.url)
+    head = (
+        "POST /v1/operations HTTP/1.1\r\nHost: kassa\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Authorization: {alice.headers['Authorization']}\r\nContent-Length: {FAR_TOO_MUCH}\r\n\r\n"
+    )
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(head.encode() + b" " * FAR_TOO_MUCH)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"body_too_large" in answer
