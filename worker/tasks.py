@@ -18,6 +18,7 @@ from core.rate_sheets import RatesError
 from worker import mail
 from worker.app import app, configuration, engine
 from worker.drain import SLICE_SECONDS, drain
+from worker.patience import Patience
 from worker.vacuum import Vacuums
 
 bells = redis_client(configuration.redis_url, PUBLISH_TIMEOUT_SECONDS)
@@ -27,10 +28,6 @@ log = structlog.get_logger("kassa.worker")
 
 TIME_LIMIT_SECONDS = 10  # then a decision loops, and its process is killed; the sweeper finds the operation
 ORPHAN_SECONDS = TIME_LIMIT_SECONDS + 2
-PATIENCE_SECONDS_MAX = 0.01
-PATIENCE_SECONDS_PER_OPERATION = 0.001
-VAIN_LOOKS_MAX = 3  # who waits for answers asks in bursts
-VAIN_LOOKS_APART_SECONDS = 0.005
 
 
 @contextmanager
@@ -48,33 +45,25 @@ def ending_in_any_case() -> Iterator[None]:
 def drain_lane(lane: int) -> dict[str, Any]:
     """Answer a lane's bell, and take other lanes with work along, again and again while there is something to find.
 
-    Under load a few bells so serve many operations, and a moment's patience before each look lets one transaction
-    apply many of them; where fewer than some thousand come in a second, patience tends to nothing. To look in vain a
-    few times costs less than the bell that would call again.
+    Under load a few bells so serve many operations.
     The result is shown in Flower: the lane, outcomes by status, and whether work remains.
     """
     if not isinstance(lane, int):
         raise TypeError("a lane is a number")  # a forged bell
     answer(bells, lane)
     counts: Counter[str] = Counter()
-    deadline = time.monotonic() + SLICE_SECONDS
-    vain_looks = 0
+    deadline, patience = time.monotonic() + SLICE_SECONDS, Patience()
     while True:
         done = drain(engine, lane, others=True, seconds=deadline - time.monotonic())
         counts += done.counts
-        vain_looks = 0 if done.counts else vain_looks + 1
-        if time.monotonic() > deadline or vain_looks == VAIN_LOOKS_MAX:
+        patience.note(done.counts.total())
+        if time.monotonic() > deadline or patience.is_over:
             break
-        time.sleep(patience(done.counts.total()))
+        time.sleep(patience.pause_seconds)
     if done.remaining or done.counts:
         doorbell.ring(lane)
     vacuums.after(counts.total())
     return {"lane": lane, "applied": 0, "rejected": 0, **counts, "remaining": done.remaining}
-
-
-def patience(found: int) -> float:
-    """Seconds before the next look, where the last one has found so many operations."""
-    return min(PATIENCE_SECONDS_MAX, found * PATIENCE_SECONDS_PER_OPERATION) if found else VAIN_LOOKS_APART_SECONDS
 
 
 @app.task(name="housekeeping")
