@@ -14,17 +14,21 @@ LOCK = Prepared("lock_lane", ["int"], "SELECT id FROM lanes WHERE id = $1 FOR NO
 LOCK_IF_FREE = Prepared("lock_free_lane", ["int"], f"{LOCK.sql} SKIP LOCKED")
 # The lane itself is waited for before any other is locked, and none of the others is waited for: so nobody waits for
 # one lane while holding another. What is known of work is from before the wait: those who have come since have bells.
+# Where there is none, nothing is locked: a lock goes to disk like any change.
 # LIMIT 1 on what is one row at the most keeps a look-up what it is, here and below: planned while the queue is empty, a
 # join would read all of its index.
 LOCK_WITH_OTHERS = Prepared(
     "lock_lanes",
     ["int", "int"],
-    f"""
-WITH own AS MATERIALIZED ({LOCK.sql}), others AS MATERIALIZED (
+    """
+WITH busy AS MATERIALIZED (
+    SELECT id FROM lanes WHERE (SELECT true FROM queue WHERE lane = lanes.id LIMIT 1)
+), own AS MATERIALIZED (
+    SELECT id FROM lanes WHERE id = $1 AND EXISTS (SELECT FROM busy) FOR NO KEY UPDATE
+), others AS MATERIALIZED (
     SELECT id FROM lanes
-     WHERE id <> $1 AND EXISTS (SELECT FROM own)
+     WHERE id = ANY (ARRAY(SELECT id FROM busy)) AND id <> $1 AND EXISTS (SELECT FROM own)
        AND (SELECT count(*) FROM (SELECT FROM queue WHERE lane = $1 LIMIT $2) AS few) < $2
-       AND (SELECT true FROM queue WHERE lane = lanes.id LIMIT 1)
      ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 SELECT id FROM own UNION ALL SELECT id FROM others
@@ -88,7 +92,8 @@ def lock(connection: sa.Connection, lane: int, *, wait: bool) -> list[int]:
 
 def lock_with_others(connection: sa.Connection, lane: int, few: int) -> list[int]:
     """Take the lane's lock, waiting for it; and where fewer than `few` operations are pending there, the locks of all
-    other lanes that have work and that nobody else is at. Returns the lanes, `lane` first; nothing if it is not there.
+    other lanes that have work and that nobody else is at. Returns the lanes, `lane` first; nothing if it is not there,
+    or if nothing is pending anywhere.
     """
     return [row.id for row in LOCK_WITH_OTHERS.rows(connection, (lane, few))]
 

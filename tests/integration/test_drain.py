@@ -51,6 +51,29 @@ def test_an_empty_lane_and_one_that_is_not_there(bank: Bank):
         assert (done.counts, done.remaining) == ({}, False)
 
 
+def locked_with_others(connection: sa.Connection, lane: int, few: int) -> tuple[list[int], bool]:
+    """The lanes that are locked then, and whether that leaves a trace on disk."""
+    locked = lanes.lock_with_others(connection, lane, few)
+    return locked, connection.exec_driver_sql("SELECT pg_current_xact_id_if_assigned()").scalar_one() is not None
+
+
+def test_a_look_for_work_takes_other_lanes_along_and_leaves_no_trace_where_there_is_none(bank: Bank):
+    with bank.engine.begin() as connection:
+        assert locked_with_others(connection, 0, 9) == ([], False)
+    for lane in (1, 2, 2, 3):
+        bank.accept(bank.user_on(lane))
+    with bank.engine.begin() as held, bank.engine.begin() as connection:
+        lanes.lock(held, 3, wait=True)
+        assert locked_with_others(connection, 0, 9) == ([0, 1, 2], True)
+    for few, locked in ((3, [2, 1, 3]), (2, [2])):
+        with bank.engine.begin() as connection:
+            assert lanes.lock_with_others(connection, 2, few) == locked
+    with bank.engine.begin() as connection:
+        assert lanes.lock_with_others(connection, 99, 9) == []
+    for lane in (1, 2, 3):
+        bank.drain(lane)
+
+
 def test_each_users_operations_are_applied_in_the_order_accepted(bank: Bank):
     users = [bank.user() for _ in range(3)]
     for number in range(30):
