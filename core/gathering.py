@@ -68,23 +68,25 @@ WITH item AS (
       FROM lanes
      WHERE users.id = ANY (ARRAY(SELECT id FROM locked)) AND lanes.id = users.lane
     RETURNING users.id, users.username, users.next_seq AS seq, users.done_seq, users.lane, users.turn
+), numbered AS (
+    SELECT sound.*, taken.username, taken.seq, taken.done_seq, taken.lane, taken.turn, clock_timestamp() AS created_at
+      FROM sound JOIN taken ON taken.id = sound.user_id
 ), accepted AS (
     INSERT INTO operations (id, user_id, requested_by, seq, lane, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, idempotency_key, request_hash, request_id, created_at)
-    SELECT sound.id, sound.user_id, sound.requested_by, taken.seq, taken.lane, sound.type, sound.source_id,
-           sound.receiver_id, sound.amount, sound.currency, sound.comment, sound.metadata::jsonb,
-           sound.idempotency_key, decode(sound.request_hash, 'hex'), sound.request_id, clock_timestamp()
-      FROM sound JOIN taken ON taken.id = sound.user_id
-    RETURNING *
+    SELECT id, user_id, requested_by, seq, lane, type, source_id, receiver_id, amount,
+           currency, comment, metadata::jsonb, idempotency_key, decode(request_hash, 'hex'), request_id, created_at
+      FROM numbered
 ), queued AS (
-    INSERT INTO queue (lane, turn, operation_id)
-    SELECT taken.lane, taken.turn, accepted.id FROM accepted JOIN taken ON taken.id = accepted.user_id
+    INSERT INTO queue (lane, turn, operation_id) SELECT lane, turn, id FROM numbered
 )
-SELECT accepted.*, taken.username, sound.receiver_user_id AS counterparty_user_id, u.username AS counterparty_username,
-       NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after, NULL::text AS service_name,
-       taken.seq - taken.done_seq AS user_pending
-  FROM accepted JOIN taken ON taken.id = accepted.user_id JOIN sound ON sound.id = accepted.id
-  LEFT JOIN users u ON u.id = sound.receiver_user_id
+SELECT n.id, n.user_id, n.seq, n.lane, n.type, 'pending' AS status, false AS cancel_requested,
+       n.source_id AS account_id, n.receiver_id AS counterparty_id, n.amount, n.currency, n.comment,
+       n.metadata::jsonb AS metadata, n.created_at, NULL AS finished_at, NULL AS rejection, NULL AS service_id,
+       NULL AS account_version, NULL AS counterparty_version, NULL AS balance_after, NULL AS counterparty_balance_after,
+       n.username, n.receiver_user_id AS counterparty_user_id, u.username AS counterparty_username,
+       n.seq - n.done_seq AS user_pending
+  FROM numbered n LEFT JOIN users u ON u.id = n.receiver_user_id
 """,
 )
 
