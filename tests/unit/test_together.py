@@ -67,6 +67,24 @@ def test_who_comes_meanwhile_is_served_together_in_the_next_turn():
     assert asked.ask(6) == 12, "and nobody is left to lead"
 
 
+def test_who_is_there_already_comes_in_before_the_first_group_is_served(monkeypatch: pytest.MonkeyPatch):
+    server = Server()
+    server.may_begin.set()
+    asked = Together(server.serve, 9)
+    with ThreadPoolExecutor(2) as pool:
+        others: list[Future[int]] = []
+
+        def others_run(_seconds: float) -> None:
+            monkeypatch.undo()
+            others.append(pool.submit(asked.ask, 2))
+            until(lambda: len(asked._seats) == 2)
+
+        monkeypatch.setattr(together.time, "sleep", others_run)
+        assert asked.ask(1) == 2
+        assert others[0].result(SECONDS_MAX) == 4
+    assert server.groups == [[1, 2]]
+
+
 def test_a_group_has_one_of_those_that_are_to_be_apart():
     server = Server()
     asked = Together(server.serve, 9, apart=lambda number: number % 10)
