@@ -25,7 +25,7 @@ SELECT id, currency, balance, version, kind = 'world' AS is_world, closed_at IS 
 WRITE = Prepared(
     "write_outcomes",
     [
-        *("uuid[]", "uuid[]", "bigint[]", "bigint[]", "bigint[]"),
+        *("int[]", "int[]", "bigint[]", "bigint[]", "bigint[]"),  # entries, operation and account by their place below
         *("uuid[]", "bigint[]", "bigint[]"),
         *("uuid[]", "text[]", "text[]", "bigint[]", "bigint[]"),
         *("int[]", "bigint[]", "int[]", "bigint[]", "json"),
@@ -33,7 +33,8 @@ WRITE = Prepared(
     f"""
 WITH posted AS (
     INSERT INTO entries (operation_id, account_id, account_version, amount, balance_after, created_at)
-    SELECT e.*, statement_timestamp() FROM unnest($1, $2, $3, $4, $5) AS e
+    SELECT ($9)[e.operation], ($6)[e.account], version, amount, balance_after, statement_timestamp()
+      FROM unnest($1, $2, $3, $4, $5) AS e (operation, account, version, amount, balance_after)
 ), balances AS (
     UPDATE accounts SET balance = b.balance, version = b.version
       FROM unnest($6, $7, $8) AS b (id, balance, version) WHERE accounts.id = b.id
@@ -135,13 +136,15 @@ def write(connection: sa.Connection, books: Books, decided: Sequence[Decided]) -
     prefixes = finished_prefixes(operation for operation, _, _ in decided)
     finished = list(outcomes(books, decided))
     accounts = [books.accounts[account_id] for account_id in sorted(books.changed)]
+    operation_places = {each.id: place for place, each in enumerate(finished, 1)}
+    account_places = {account.id: place for place, account in enumerate(accounts, 1)}
     turns: dict[int, int] = {}
     for operation, _, _ in decided:
         turns[operation.lane] = max(operation.turn, turns.get(operation.lane, 0))
     written = WRITE.row(
         connection,
         (
-            *columns(books.entries, 5),
+            *columns([(operation_places[entry[0]], account_places[entry[1]], *entry[2:]) for entry in books.entries], 5),
             *columns([(account.id, account.balance, account.version) for account in accounts], 3),
             array(each.id for each in finished),
             array(each.status for each in finished),
