@@ -88,6 +88,17 @@ def test_what_was_refused_of_a_batch_is_found_without_comparing_each_with_each(l
     assert "Nested Loop Anti Join" not in plan
 
 
+def test_no_prepared_statement_compares_each_of_its_own_rows_with_each(large: sa.Engine):
+    """As nested loops over two of its parts do, which PostgreSQL takes for short."""
+    compared = {}
+    for statement in statements():
+        plan = plan_of(large, statement)
+        parts = set(re.findall(r"CTE (?!Scan)(\w+)", plan))
+        filters = re.findall(r"Join Filter: (.*)", plan)
+        compared[statement.name] = [each for each in filters if parts & set(re.findall(r"(\w+)\.", each))]
+    assert {name: filters for name, filters in compared.items() if filters} == {}
+
+
 def test_the_users_of_a_drain_are_all_locked_before_one_is_updated(large: sa.Engine):
     """In the order of their ids, as whoever accepts for them does: else the two could wait for each other."""
     plan = plan_of(large, ledger.MOVE_ON)
