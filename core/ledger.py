@@ -138,13 +138,17 @@ def write(connection: sa.Connection, books: Books, decided: Sequence[Decided]) -
     accounts = [books.accounts[account_id] for account_id in sorted(books.changed)]
     operation_places = {each.id: place for place, each in enumerate(finished, 1)}
     account_places = {account.id: place for place, account in enumerate(accounts, 1)}
+    entries = [
+        (operation_places[operation_id], account_places[account_id], version, amount, balance_after)
+        for operation_id, account_id, version, amount, balance_after in books.entries
+    ]
     turns: dict[int, int] = {}
     for operation, _, _ in decided:
         turns[operation.lane] = max(operation.turn, turns.get(operation.lane, 0))
     written = WRITE.row(
         connection,
         (
-            *columns([(operation_places[entry[0]], account_places[entry[1]], *entry[2:]) for entry in books.entries], 5),
+            *columns(entries, 5),
             *columns([(account.id, account.balance, account.version) for account in accounts], 3),
             array(each.id for each in finished),
             array(each.status for each in finished),
