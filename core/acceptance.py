@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from core import lanes, services, views
-from core.db import Prepared
+from core.db import Prepared, is_deadlock
 from core.errors import Refusal
 from core.ids import new_id
 from core.limits import Bounds
@@ -149,6 +149,10 @@ def insert(
         return None
     except IntegrityError as error:
         if constraint_of(error) != "operations_user_id_idempotency_key_key":
+            raise
+        return None
+    except OperationalError as error:  # a retry that met the drain which applies what it stands for: that is found now
+        if not is_deadlock(error):
             raise
         return None
 

@@ -56,6 +56,7 @@ SESSION = {
 # has stood still for long (worker/apart.py).
 DRAIN_LOCK_TIMEOUT = "1s"
 LOCK_NOT_AVAILABLE = "55P03"
+DEADLOCK_DETECTED = "40P01"
 TCP = {
     "connect_timeout": 3,
     "keepalives_idle": 5,
@@ -348,6 +349,11 @@ def require_ready(made: sa.Engine, lane_count: int) -> None:
 def is_lock_timeout(error: BaseException) -> bool:
     """Whether somebody else held a lock for too long."""
     return getattr(getattr(error, "orig", error), "pgcode", None) == LOCK_NOT_AVAILABLE
+
+
+def is_deadlock(error: BaseException) -> bool:
+    """Whether PostgreSQL has undone the statement, since it and another waited for each other."""
+    return getattr(getattr(error, "orig", error), "pgcode", None) == DEADLOCK_DETECTED
 
 
 def is_connection_lost(error: BaseException) -> bool:
