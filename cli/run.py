@@ -5,11 +5,11 @@ Ctrl-C stops it.
 """
 
 import argparse
+import http.client
 import os
 import shutil
 import signal
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +138,7 @@ def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
+    except (OSError, http.client.HTTPException):  # the latter of whoever else is there
         return False
 
 

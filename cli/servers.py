@@ -1,8 +1,10 @@
 """A PostgreSQL and a Redis of our own, for one machine: found, initialised and described as processes to start."""
 
 import importlib.util
+import itertools
 import os
 import pwd
+import random
 import secrets
 import shutil
 import socket
@@ -19,7 +21,10 @@ LOOPBACK = "127.0.0.1"
 POSTGRES_PORT = 5432
 REDIS_PORT = 6379
 ORPHANS_SECONDS = 10  # for the children of a killed postmaster to notice, which takes them milliseconds
+NOT_LENT = range(10_000, 32_768)  # Linux lends those from 32,768 on to outgoing connections
 ROOTS_REFUGE = Path("/var/lib/kassa")  # where PostgreSQL, which refuses to run as root, can reach its files
+
+_ports = itertools.cycle(random.sample(NOT_LENT, 1_000))
 
 
 class CannotStart(Exception):
@@ -50,12 +55,11 @@ def is_free(port: int) -> bool:
 
 
 def free_port(preferred: int) -> int:
-    """The preferred port, or, if it is taken or 0, any free one."""
-    if preferred and is_free(preferred):
-        return preferred
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """The preferred port or, if it is taken, the next that is free; if it is 0, any free one, another at each call.
+
+    That is none which the kernel lends to outgoing connections: one could borrow it before its server comes.
+    """
+    return next(port for port in (itertools.count(preferred) if preferred else _ports) if is_free(port))
 
 
 def kept_secret(path: Path) -> str:
