@@ -41,8 +41,10 @@ class Guard:
                     added["Cache-Control"] = "no-store"
             await send(message)
 
-        refusal = refused(scope, headers)
-        await (refusal or self.app)(scope, receive, send_with_headers)
+        if refusal := refused(scope, headers):
+            await refusal(scope, receive, send_with_headers)
+        else:
+            await self.app(scope, await whole(receive), send_with_headers)
 
 
 def refused(scope: Scope, headers: Headers) -> PlainTextResponse | None:
@@ -61,6 +63,21 @@ def refused(scope: Scope, headers: Headers) -> PlainTextResponse | None:
     if scope["method"] == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         return PlainTextResponse(f"Send a form, without files: {FORM}.\n", 415)
     return None
+
+
+async def whole(receive: Receive) -> Receive:
+    """The same body, all of it here already: where one is left unread, gunicorn closes the connection after the answer,
+    and the client's next request may be lost with it.
+    """
+    messages = [await receive()]
+    while messages[-1].get("more_body"):
+        messages.append(await receive())
+    waiting = iter(messages)
+
+    async def again() -> Message:
+        return next(waiting, None) or await receive()
+
+    return again
 
 
 def is_cross_site(headers: Headers) -> bool:

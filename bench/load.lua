@@ -24,14 +24,21 @@ local function transfer(sender)
   return string.format('{"type":"transfer","amount":1,"to_account_id":"%s"}', accounts[sender % #accounts + 1])
 end
 
+local function item(sender)
+  local receiver = kind == "hot" and 1 or sender % #accounts + 1
+  if sender == receiver then sender = 2 end
+  return string.format('{"type":"transfer","amount":1,"user_id":"%s","to_account_id":"%s"}',
+    ids[sender], accounts[receiver])
+end
+
+local made = {}  -- items by sender: to make each anew is most of what a batch costs here
+
 local function batch()
   local items = {}
   for i = 1, batch_size do
     local sender = anyone()
-    local receiver = kind == "hot" and 1 or sender % #accounts + 1
-    if sender == receiver then sender = 2 end
-    items[i] = string.format('{"type":"transfer","amount":1,"user_id":"%s","to_account_id":"%s"}',
-      ids[sender], accounts[receiver])
+    made[sender] = made[sender] or item(sender)
+    items[i] = made[sender]
   end
   return '{"operations":[' .. table.concat(items, ",") .. "]}"
 end

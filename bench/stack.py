@@ -149,7 +149,15 @@ def share_of_memory(process: psutil.Process) -> int:
 
 def processor_seconds(bench: Bench) -> float:
     """What the whole stack has used of processors so far, those of its processes included that have ended."""
-    return sum(sum(process.cpu_times()[:4]) for each in processes(bench).values() for process in each)
+    return sum(seconds_of(process) for each in processes(bench).values() for process in each)
+
+
+def seconds_of(process: psutil.Process) -> float:
+    """What a process and its children that have ended have used; 0 where it has ended itself: then its parent tells."""
+    try:
+        return float(sum(process.cpu_times()[:4]))
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def ratio(figures: list[float], others: list[float]) -> float:

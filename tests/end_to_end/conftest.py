@@ -173,7 +173,8 @@ def running(servers: Stack, mailbox: Mailbox) -> Iterator[Kassa]:
         assert kassa.unstructured() == []
     finally:
         over.set()
-        watcher.join()
+        if watcher.is_alive():
+            watcher.join()
         kassa.http.close()
         kassa.engine.dispose()
 
