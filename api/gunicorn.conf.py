@@ -1,4 +1,4 @@
-"""How gunicorn serves the API: see api/server.py for what is ours in its worker."""
+"""How gunicorn serves the API: see api/server.py and api/http1.py for what is ours in its worker."""
 
 import os
 import shutil
@@ -13,7 +13,6 @@ os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="kassa
 
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '8000'}"
 worker_class = "api.server.Worker"
-logger_class = "api.server.Logger"
 workers = int(os.environ.get("API_PROCESSES") or "2")
 worker_connections = 2_000  # of each process; more wait to be accepted
 keepalive = 75  # seconds; longer than nginx's own 60, so that it never reuses a connection that we are closing
@@ -21,26 +20,15 @@ timeout = 30  # seconds without a sign of life of a whole process, not of a requ
 graceful_timeout = 35  # seconds; the longest wait that a client may ask for, and a little
 control_socket_disable = True
 NICENESS = 5  # where processors are short, applying goes first: what is accepted faster than it is applied only waits
-http_parser = "python"  # the one in C, gunicorn_h1c 0.6.9, lets bare line feeds and folded headers pass
-# There is nothing that a header may say about how a request has come here, whoever sends it.
-secure_scheme_headers: dict[str, str] = {}
-forwarder_headers = ""
-forwarded_allow_ips = "*"  # so nobody need be looked up
 logconfig_dict = logging_config(os.environ.get("LOG_LEVEL") or "INFO") | {
-    "loggers": {"gunicorn.error": {"propagate": True}, "gunicorn.access": {"propagate": False}}
+    "loggers": {"gunicorn.error": {"propagate": True}}
 }
 
 
-def post_worker_init(worker: Any) -> None:
+def post_worker_init(_worker: Any) -> None:
     """The application is loaded."""
     os.nice(NICENESS)
     garbage.look_seldom()
-    remember(worker.cfg)
-
-
-def remember(configuration: Any) -> None:
-    """gunicorn finds a setting through several calls, some two dozen times for each request; a look would be enough."""
-    vars(configuration).update({name: setting.get() for name, setting in configuration.settings.items()})
 
 
 def on_exit(_server: Any) -> None:

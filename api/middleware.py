@@ -20,8 +20,11 @@ requests_of, seconds_of = cache(REQUESTS.labels), cache(REQUEST_SECONDS.labels)
 
 
 def discard_body(request: falcon.Request) -> None:
-    """Read what is left of a body that was refused unread: closing on it would cost the client its answer."""
-    if not request.bounded_stream.eof and (request.content_length or 0) <= DISCARDED_BYTES_MAX:
+    """Read what is left of a body that was refused unread, so that the connection can go on; but for one whose client
+    waits to be told whether to send it.
+    """
+    small = (request.content_length or 0) <= DISCARDED_BYTES_MAX
+    if not request.bounded_stream.eof and small and not request.get_header("Expect"):
         with contextlib.suppress(OSError):
             request.bounded_stream.exhaust()
 

@@ -1,5 +1,6 @@
 """From bytes to a frozen, typed request, or to one refusal that names the field."""
 
+import codecs
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -47,7 +48,7 @@ def read_body(request: falcon.Request, bytes_max: int) -> bytes:
         raise Refusal("unsupported_media_type", "Send a JSON body with Content-Type: application/json.")
     try:
         body = request.bounded_stream.read()
-    except OSError:  # api/server.py lets a client pause for so long
+    except OSError:  # api/http1.py lets a client pause for so long
         raise Refusal("request_timeout", "The body did not arrive in time.") from None
     if len(body) != (length or 0):
         raise Refusal("malformed_request", "The body is shorter than its Content-Length.")
@@ -57,6 +58,8 @@ def read_body(request: falcon.Request, bytes_max: int) -> bytes:
 def parse(body: bytes) -> Any:
     """JSON by the letter (RFC 8259) and more strictly: no duplicate keys, no NaN, no absurd nesting."""
     try:
+        if body.startswith(codecs.BOM_UTF8):
+            raise Refusal("malformed_json", "The body begins with a byte order mark, which JSON has not.")
         return strict_json.decode(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise Refusal("malformed_json", "The body is not UTF-8.") from None

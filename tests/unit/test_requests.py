@@ -1,5 +1,6 @@
 """From hostile bytes to a typed command: every way to be wrong has its one refusal, and nothing else gets out."""
 
+import codecs
 import json
 from typing import Any
 
@@ -92,6 +93,11 @@ MALFORMED = {
     "100,000 nested objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "nested in a field": deposit(metadata="[" * 100_000 + "]" * 100_000),
 }
+
+
+def test_a_byte_order_mark_is_named():
+    with pytest.raises(Refusal, match="byte order mark"):
+        read(codecs.BOM_UTF8 + deposit())
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
