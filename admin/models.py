@@ -6,7 +6,7 @@ Password hashes are not mapped at all: what is not read cannot be shown.
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, relationship
+from sqlalchemy.orm import DeclarativeBase, column_property, relationship
 
 from core import tables
 
@@ -32,6 +32,9 @@ class User(Base):
     __table__ = tables.users
     __mapper_args__ = {"exclude_properties": ["password_hash"]}  # noqa: RUF012 - as the library wants it
     accounts = relationship("Account", viewonly=True, order_by=tables.accounts.c.id)
+    done_seq = column_property(
+        sa.select(tables.progress.c.done_seq).where(tables.progress.c.user_id == tables.users.c.id).scalar_subquery()
+    )
 
     @property
     def disabled(self) -> bool:

@@ -114,7 +114,8 @@ def in_currency(
 def progress(connection: sa.Connection, user_id: str, seq: int) -> tuple[str | None, int, int]:
     """The id of the user's operation `seq`, how many operations were accepted, and how many are finished."""
     query = """
-SELECT o.id, u.next_seq, u.done_seq FROM users u LEFT JOIN operations o ON o.user_id = u.id AND o.seq = :seq
+SELECT o.id, u.next_seq, p.done_seq
+  FROM users u JOIN progress p ON p.user_id = u.id LEFT JOIN operations o ON o.user_id = u.id AND o.seq = :seq
  WHERE u.id = :user"""
     operation_id, accepted, done = connection.execute(sa.text(query), {"user": user_id, "seq": seq}).one()
     return operation_id, accepted, done

@@ -161,7 +161,7 @@ def require_visible(row: Any, user_id: str, sees_everything: bool) -> Any:
 
 def command_of(asker_id: str, request: falcon.Request, body: OperationBody, key: str | None) -> Command:
     """What is asked for, and in whose name: by default the asker's own."""
-    fields: dict[str, Any] = {"amount": 0} | msgspec.to_builtins(body)
+    fields: dict[str, Any] = msgspec.to_builtins(body)
     return Command(
         user_id=fields.pop("user_id", None) or asker_id,
         requested_by=asker_id,

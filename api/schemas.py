@@ -153,8 +153,7 @@ class Transfer(OperationBody, frozen=True, kw_only=True, tag="transfer"):
     to_account_id: UUID | None = None
 
     def __post_init__(self) -> None:
-        named = [name for name in (self.to_user_id, self.to_username, self.to_account_id) if name is not None]
-        if len(named) != 1:
+        if (self.to_user_id, self.to_username, self.to_account_id).count(None) != 2:
             raise ValueError("Exactly one of to_user_id, to_username and to_account_id is needed")
 
 

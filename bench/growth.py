@@ -59,9 +59,8 @@ SELECT o.id, e.account_id, e.version, e.amount,
 }
 FINISH = (
     "SET session_replication_role = DEFAULT",
-    """
-UPDATE users SET next_seq = 1 + {rounds}, done_seq = 1 + {rounds}, turn = 1 + {rounds}
- WHERE id IN (SELECT user_id FROM ring)""",
+    "UPDATE users SET next_seq = 1 + {rounds}, turn = 1 + {rounds} WHERE id IN (SELECT user_id FROM ring)",
+    "UPDATE progress SET done_seq = 1 + {rounds} WHERE user_id IN (SELECT user_id FROM ring)",
     "UPDATE accounts SET version = 1 + 2 * {rounds} WHERE id IN (SELECT account_id FROM ring)",
     "UPDATE lanes SET turn = greatest(turn, 1 + {rounds})",
     "SELECT setval('apply_no', {last} + {size})",

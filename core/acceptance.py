@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from core import lanes, services, views
-from core.db import Prepared, is_deadlock
+from core.db import Prepared
 from core.errors import Refusal
 from core.ids import new_id
 from core.limits import Bounds
@@ -57,7 +57,7 @@ WITH source AS (
     UPDATE users SET next_seq = next_seq + 1, turn = greatest(users.turn + 1, lanes.turn)
       FROM lanes, source
      WHERE users.id = $2 AND lanes.id = users.lane AND users.disabled_at IS NULL
-       AND users.next_seq - users.done_seq < $23
+       AND users.next_seq - (SELECT done_seq FROM progress WHERE user_id = $2) < $23
        AND ($21 IS NULL OR EXISTS (
             SELECT FROM sessions s JOIN users asker ON asker.id = s.user_id
              WHERE s.id = $21 AND s.user_id = $3 AND s.ended_at IS NULL AND s.expires_at > clock_timestamp()
@@ -66,7 +66,7 @@ WITH source AS (
        AND ($4 <> 'transfer' OR EXISTS (SELECT FROM receiver))
        AND ($4 <> 'purchase' OR (source.currency = $20 AND EXISTS (
             SELECT FROM services WHERE id = $15 AND price = $16 AND services.currency = $17)))
-    RETURNING users.id AS user_id, users.username, users.next_seq AS seq, users.done_seq, users.lane, users.turn
+    RETURNING users.id AS user_id, users.username, users.next_seq AS seq, users.lane, users.turn
 ), accepted AS (
     INSERT INTO operations (id, user_id, requested_by, seq, lane, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, idempotency_key, request_hash, request_id,
@@ -81,7 +81,7 @@ WITH source AS (
 )
 SELECT accepted.*, taken.username, receiver.user_id AS counterparty_user_id, u.username AS counterparty_username,
        NULL::bigint AS balance_after, NULL::bigint AS counterparty_balance_after,
-       taken.seq - taken.done_seq AS user_pending,
+       taken.seq - (SELECT done_seq FROM progress WHERE user_id = $2) AS user_pending,
        (SELECT name FROM services WHERE id = accepted.service_id) AS service_name
   FROM accepted CROSS JOIN taken LEFT JOIN receiver ON true LEFT JOIN users u ON u.id = receiver.user_id
 """,
@@ -149,10 +149,6 @@ def insert(
         return None
     except IntegrityError as error:
         if constraint_of(error) != "operations_user_id_idempotency_key_key":
-            raise
-        return None
-    except OperationalError as error:  # a retry that met the drain which applies what it stands for: that is found now
-        if not is_deadlock(error):
             raise
         return None
 
@@ -314,7 +310,7 @@ def is_disabled(connection: sa.Connection, user_id: str) -> bool:
 
 def has_too_many_pending(connection: sa.Connection, user_id: str, bounds: Bounds) -> bool:
     """Whether the user has as many unfinished operations as may be."""
-    query = sa.text("SELECT 1 FROM users WHERE id = :id AND next_seq - done_seq >= :max")
+    query = sa.text("SELECT 1 FROM users JOIN progress ON user_id = id WHERE id = :id AND next_seq - done_seq >= :max")
     return connection.execute(query, {"id": user_id, "max": bounds.user_pending_max}).first() is not None
 
 

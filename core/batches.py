@@ -1,12 +1,14 @@
 """Many operations accepted in one statement, each for itself: what cannot be accepted is told, the rest is stored.
 
 The statement is that of `core/acceptance.py` for arrays. A user's operations of a batch take consecutive `seq` in the
-order of the batch; the users' rows are locked in id order, so that no two batches, and no drain, wait for each other.
+order of the batch: all of them where there is room, which is one visit of the user's row; else the first ones. Nobody
+waits for each other's users in a circle: batches are stored one after another (`Limits.admission_of_all`), and whoever
+else holds a user's row waits for no other.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,44 +56,60 @@ WITH item AS (
       ) AS receiver ON item.type = 'transfer'
 ), sound AS (
     SELECT * FROM resolved WHERE source_id IS NOT NULL AND (type <> 'transfer' OR receiver_id IS NOT NULL)
-), locked AS (
-    SELECT id, $16 - next_seq + done_seq AS room FROM users
-     WHERE id IN (SELECT user_id FROM sound) AND disabled_at IS NULL
-     ORDER BY id FOR NO KEY UPDATE
-), acceptable AS (
-    SELECT * FROM (
-        SELECT sound.*, locked.room, row_number() OVER (PARTITION BY user_id ORDER BY place) AS nth
-          FROM sound JOIN locked ON locked.id = sound.user_id) AS numbered
-     WHERE nth <= room
 ), wanted AS (
-    SELECT user_id, count(*) AS operations FROM acceptable GROUP BY user_id
-), taken AS (
+    SELECT user_id, count(*) AS operations FROM sound GROUP BY user_id
+), roomy AS (
     UPDATE users SET next_seq = next_seq + operations,
                      turn = greatest(users.turn + 1, lanes.turn) + operations - 1
-      FROM wanted, lanes
-     WHERE users.id = wanted.user_id AND lanes.id = users.lane
-    RETURNING users.id, users.lane, users.next_seq - operations AS seq, users.turn - operations AS turn
+      FROM wanted, progress, lanes
+     WHERE users.id = wanted.user_id AND disabled_at IS NULL
+       AND progress.user_id = wanted.user_id AND next_seq - done_seq + operations <= $16 AND lanes.id = users.lane
+    RETURNING users.id, users.lane, users.next_seq - operations AS seq, users.turn - operations AS turn,
+              operations AS granted, $16 - next_seq + done_seq AS room
+), tight AS (
+    SELECT users.id, least(operations, $16 - next_seq + done_seq) AS granted
+      FROM wanted JOIN progress USING (user_id) JOIN users ON users.id = user_id
+     WHERE user_id NOT IN (SELECT id FROM roomy) AND disabled_at IS NULL
+       FOR NO KEY UPDATE OF users
+), squeezed AS (
+    UPDATE users SET next_seq = next_seq + granted, turn = greatest(users.turn + 1, lanes.turn) + granted - 1
+      FROM tight, lanes
+     WHERE users.id = tight.id AND granted > 0 AND lanes.id = users.lane
+    RETURNING users.id, users.lane, users.next_seq - granted AS seq, users.turn - granted AS turn, granted
+), taken AS (
+    SELECT id, lane, seq, turn, granted FROM roomy UNION ALL SELECT * FROM squeezed
+), acceptable AS (
+    SELECT * FROM (
+        SELECT sound.*, taken.lane, taken.seq, taken.turn, taken.granted,
+               row_number() OVER (PARTITION BY user_id ORDER BY place) AS nth
+          FROM sound JOIN taken ON taken.id = sound.user_id) AS numbered
+     WHERE nth <= granted
 ), accepted AS (
     INSERT INTO operations (id, user_id, requested_by, seq, lane, type, account_id, counterparty_id, amount,
                             currency, comment, metadata, request_hash, request_id, created_at, batch_id, batch_index)
-    SELECT a.id, a.user_id, $2, taken.seq + a.nth, taken.lane, a.type, a.source_id, a.receiver_id, a.amount,
-           a.currency, a.comment, a.metadata::jsonb, $4, $3, clock_timestamp(), $1, a.place
-      FROM acceptable a JOIN taken ON taken.id = a.user_id
-    RETURNING batch_index
+    SELECT id, user_id, $2, seq + nth, lane, type, source_id, receiver_id, amount,
+           currency, comment, metadata::jsonb, $4, $3, clock_timestamp(), $1, place
+      FROM acceptable
 ), queued AS (
-    INSERT INTO queue (lane, turn, operation_id)
-    SELECT taken.lane, taken.turn + a.nth, a.id FROM acceptable a JOIN taken ON taken.id = a.user_id
+    INSERT INTO queue (lane, turn, operation_id) SELECT lane, turn + nth, id FROM acceptable
 )
 SELECT whole.*, refused.*
   FROM (SELECT ARRAY(SELECT DISTINCT lane FROM taken) AS lanes,
-               (SELECT room - coalesce(operations, 0) FROM locked LEFT JOIN wanted ON user_id = id WHERE id = $2)
-                   AS own_room) AS whole
+               coalesce((SELECT room FROM roomy WHERE id = $2), (SELECT 0 FROM tight WHERE id = $2)) AS own_room)
+           AS whole
   LEFT JOIN (
     SELECT r.place, r.source_id, r.receiver_id, r.to_self,
-           EXISTS (SELECT FROM locked WHERE locked.id = r.user_id) AS crowded,
+           EXISTS (SELECT FROM tight WHERE tight.id = r.user_id) AS crowded,
            EXISTS (SELECT FROM users WHERE id = r.user_id AND disabled_at IS NOT NULL) AS disabled
-      FROM resolved r WHERE r.place NOT IN (SELECT batch_index FROM accepted)) AS refused ON true
+      FROM resolved r WHERE r.place NOT IN (SELECT place FROM acceptable)) AS refused ON true
 """,
+)
+
+# A batch's operations got their ids one after another: between the first and the last are few of others.
+ITEMS = Prepared(
+    "batch_items",
+    ["uuid", "uuid", "uuid"],
+    "SELECT batch_index, id, status FROM operations WHERE id BETWEEN $1 AND $2 AND batch_id = $3",
 )
 
 
@@ -145,7 +163,8 @@ def accept(
         accepted = [place for place in commands if place not in refused]
         admission.stored = len(accepted)
     refused |= invalid
-    batch = insert(connection, batch_id, header, request_hash, len(commands) + len(invalid), refused)
+    size = len(commands) + len(invalid)
+    batch = insert(connection, batch_id, header, request_hash, size, ids.values(), refused)
     results: list[dict[str, Any]] = [{"index": place, "id": ids[place], "status": "pending"} for place in accepted]
     results += [{"index": place, "errors": errors} for place, errors in refused.items()]
     results.sort(key=lambda result: result["index"])
@@ -160,19 +179,27 @@ def accept(
 
 
 def insert(
-    connection: sa.Connection, batch_id: str, header: Header, request_hash: bytes, size: int, refused: dict[int, Errors]
+    connection: sa.Connection,
+    batch_id: str,
+    header: Header,
+    request_hash: bytes,
+    size: int,
+    operation_ids: Collection[str],
+    refused: dict[int, Errors],
 ) -> sa.Row:
     """Store the batch itself. Raises Simultaneous."""
-    query = (
-        "INSERT INTO batches (id, requested_by, idempotency_key, request_hash, size, refused)"
-        " VALUES (:id, :by, :key, :hash, :size, CAST(:refused AS jsonb)) RETURNING id, created_at"
-    )
+    query = """
+INSERT INTO batches (id, requested_by, idempotency_key, request_hash, size, refused,
+                     first_operation_id, last_operation_id)
+VALUES (:id, :by, :key, :hash, :size, CAST(:refused AS jsonb), :first, :last) RETURNING id, created_at"""
     values = {
         "id": batch_id,
         "by": header.requested_by,
         "key": header.idempotency_key,
         "hash": request_hash,
         "size": size,
+        "first": min(operation_ids, default=batch_id),
+        "last": max(operation_ids, default=batch_id),
         "refused": msgspec.json.encode({str(place): refused[place] for place in sorted(refused)}).decode(),
     }
     try:
@@ -252,10 +279,10 @@ def find(connection: sa.Connection, batch_id: str) -> sa.Row | None:
 
 def items(connection: sa.Connection, batch: sa.Row) -> list[dict[str, Any]]:
     """What became of each item, in the order of the batch: its operation and status, or its errors."""
-    query = "SELECT batch_index, id, status FROM operations WHERE batch_id = :id"
+    asked = (batch.first_operation_id, batch.last_operation_id, batch.id)
     found: dict[int, dict[str, Any]] = {
         row.batch_index: {"index": row.batch_index, "id": row.id, "status": row.status}
-        for row in connection.execute(sa.text(query), {"id": batch.id})
+        for row in ITEMS.rows(connection, asked)
     }
     for place, errors in (views.as_json(batch.refused) or {}).items():
         found[int(place)] = {"index": int(place), "errors": errors}

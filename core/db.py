@@ -56,7 +56,6 @@ SESSION = {
 # has stood still for long (worker/apart.py).
 DRAIN_LOCK_TIMEOUT = "1s"
 LOCK_NOT_AVAILABLE = "55P03"
-DEADLOCK_DETECTED = "40P01"
 TCP = {
     "connect_timeout": 3,
     "keepalives_idle": 5,
@@ -245,27 +244,34 @@ class Prepared:
 
     def rows(self, connection: sa.Connection, parameters: Sequence[Any]) -> list[Any]:
         """Run it with positional parameters. Returns named tuples."""
+        return self._fetch(connection, parameters, psycopg2.extras.NamedTupleCursor)
+
+    def tuples(self, connection: sa.Connection, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The same without names, which are a third of what a row costs: for who reads thousands."""
+        return self._fetch(connection, parameters, psycopg2.extensions.cursor)
+
+    def row(self, connection: sa.Connection, parameters: Sequence[Any]) -> Any:
+        """The first row, or None."""
+        return next(iter(self.rows(connection, parameters)), None)
+
+    def _fetch(self, connection: sa.Connection, parameters: Sequence[Any], kind: type) -> list[Any]:
         driver: Any = connection.connection.dbapi_connection
         try:
-            return self._rows(connection, driver, parameters)
+            return self._run(connection, driver, parameters, kind)
         except psycopg2.Error as error:
             if driver.closed:
                 connection.invalidate(error)
             elif error.pgcode == FEATURE_NOT_SUPPORTED:  # a migration has added a column since: the plan is stale
                 connection.info["generation"] = connection.info.get("generation", 0) + 1
                 if driver.autocommit:  # otherwise the transaction is lost, and the next one prepares anew
-                    return self._rows(connection, driver, parameters)
+                    return self._run(connection, driver, parameters, kind)
             raise as_sqlalchemy(error, self.name) from error
 
-    def row(self, connection: sa.Connection, parameters: Sequence[Any]) -> Any:
-        """The first row, or None."""
-        return next(iter(self.rows(connection, parameters)), None)
-
-    def _rows(self, connection: sa.Connection, driver: Any, parameters: Sequence[Any]) -> list[Any]:
+    def _run(self, connection: sa.Connection, driver: Any, parameters: Sequence[Any], kind: type) -> list[Any]:
         info = connection.info
         name = f"{self.name}_{info.get('generation', 0)}"
         prepared = info.setdefault("prepared", set())
-        with driver.cursor(cursor_factory=psycopg2.extras.NamedTupleCursor) as cursor:
+        with driver.cursor(cursor_factory=kind) as cursor:
             if name not in prepared:
                 cursor.execute(f"PREPARE {name}{in_brackets(self.types)} AS {self.sql}")
                 prepared.add(name)
@@ -349,11 +355,6 @@ def require_ready(made: sa.Engine, lane_count: int) -> None:
 def is_lock_timeout(error: BaseException) -> bool:
     """Whether somebody else held a lock for too long."""
     return getattr(getattr(error, "orig", error), "pgcode", None) == LOCK_NOT_AVAILABLE
-
-
-def is_deadlock(error: BaseException) -> bool:
-    """Whether PostgreSQL has undone the statement, since it and another waited for each other."""
-    return getattr(getattr(error, "orig", error), "pgcode", None) == DEADLOCK_DETECTED
 
 
 def is_connection_lost(error: BaseException) -> bool:

@@ -61,15 +61,15 @@ WITH item AS (
             SELECT FROM operations o WHERE o.user_id = item.user_id AND o.idempotency_key = item.idempotency_key))
 ), locked AS (
     SELECT id FROM users WHERE id = ANY (ARRAY(SELECT user_id FROM sound)) AND disabled_at IS NULL
-       AND next_seq - done_seq < $17
+       AND next_seq - (SELECT done_seq FROM progress WHERE user_id = users.id) < $17
      ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 ), taken AS (
     UPDATE users SET next_seq = next_seq + 1, turn = greatest(users.turn + 1, lanes.turn)
       FROM lanes
      WHERE users.id = ANY (ARRAY(SELECT id FROM locked)) AND lanes.id = users.lane
-    RETURNING users.id, users.username, users.next_seq AS seq, users.done_seq, users.lane, users.turn
+    RETURNING users.id, users.username, users.next_seq AS seq, users.lane, users.turn
 ), numbered AS (
-    SELECT sound.*, taken.username, taken.seq, taken.done_seq, taken.lane, taken.turn, clock_timestamp() AS created_at
+    SELECT sound.*, taken.username, taken.seq, taken.lane, taken.turn, clock_timestamp() AS created_at
       FROM sound JOIN taken ON taken.id = sound.user_id
 ), accepted AS (
     INSERT INTO operations (id, user_id, requested_by, seq, lane, type, account_id, counterparty_id, amount,
@@ -85,7 +85,7 @@ SELECT n.id, n.user_id, n.seq, n.lane, n.type, 'pending' AS status, false AS can
        n.metadata::jsonb AS metadata, n.created_at, NULL AS finished_at, NULL AS rejection, NULL AS service_id,
        NULL AS account_version, NULL AS counterparty_version, NULL AS balance_after, NULL AS counterparty_balance_after,
        n.username, n.receiver_user_id AS counterparty_user_id, u.username AS counterparty_username,
-       n.seq - n.done_seq AS user_pending
+       n.seq - (SELECT done_seq FROM progress WHERE user_id = n.user_id) AS user_pending
   FROM numbered n LEFT JOIN users u ON u.id = n.receiver_user_id
 """,
 )

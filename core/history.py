@@ -70,8 +70,8 @@ class Page:
 def state(connection: sa.Connection, user_id: str) -> tuple[object, ...]:
     """Counters that move with what a history shows: operations accepted and finished, and the accounts' versions."""
     query = """
-SELECT u.next_seq, u.done_seq, (SELECT array_agg(version ORDER BY id) FROM accounts WHERE user_id = u.id)
-  FROM users u WHERE u.id = :user"""
+SELECT u.next_seq, p.done_seq, (SELECT array_agg(version ORDER BY id) FROM accounts WHERE user_id = u.id)
+  FROM users u JOIN progress p ON p.user_id = u.id WHERE u.id = :user"""
     return tuple(connection.execute(sa.text(query), {"user": user_id}).one())
 
 

@@ -71,8 +71,9 @@ def insert_user(
     try:
         connection.execute(
             sa.text(
-                "INSERT INTO users (id, username, email, password_hash, lane)"
-                " VALUES (:id, :username, :email, :password_hash, :lane)"
+                "WITH made AS (INSERT INTO users (id, username, email, password_hash, lane)"
+                " VALUES (:id, :username, :email, :password_hash, :lane) RETURNING id)"
+                " INSERT INTO progress (user_id) SELECT id FROM made"
             ),
             {
                 "id": user_id,

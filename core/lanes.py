@@ -40,13 +40,13 @@ PENDING = Prepared(
     """
 SELECT o.* FROM (
     SELECT l.place, due.* FROM unnest($1) WITH ORDINALITY AS l (lane, place) CROSS JOIN LATERAL (
-        SELECT turn, operation_id FROM queue
+        SELECT turn, operation_id, ctid AS ticket FROM queue
          WHERE lane = l.lane AND turn < $3 + (SELECT min(turn) FROM queue WHERE lane = l.lane)
          ORDER BY turn, operation_id LIMIT $2) AS due
      ORDER BY l.place, due.turn, due.operation_id LIMIT $2) AS next
  LEFT JOIN LATERAL (
-    SELECT id, user_id, seq, next.turn, lane, type, account_id, counterparty_id, amount, currency, cancel_requested,
-           request_id, service_id
+    SELECT id, user_id, seq, next.turn, next.ticket, lane, type, account_id, counterparty_id, amount, currency,
+           cancel_requested, request_id, service_id
       FROM operations WHERE id = next.operation_id LIMIT 1) AS o ON true
  ORDER BY next.place, next.turn, next.operation_id
 """,
@@ -103,10 +103,11 @@ def next_pending(connection: sa.Connection, lane_ids: Sequence[int], limit: int)
 
     Raises LookupError where the queue holds what is no operation: the lane stands until somebody has seen to it.
     """
-    rows = PENDING.rows(connection, (array(lane_ids), limit, TURNS_MAX))
-    if any(row.id is None for row in rows):
+    rows = PENDING.tuples(connection, (array(lane_ids), limit, TURNS_MAX))
+    operations = [Operation(*row) for row in rows]
+    if any(operation.id is None for operation in operations):
         raise LookupError(f"the queue of lanes {list(lane_ids)} holds what is no operation: run ./kassa verify")
-    return [Operation(*row) for row in rows]
+    return operations
 
 
 def heads(connection: sa.Connection) -> dict[int, str]:

@@ -20,15 +20,14 @@ SELECT id, currency, balance, version, kind = 'world' AS is_world, closed_at IS 
 """,
 )
 
-# Places in the queue are looked up one by one, and then deleted by where they are: a join that was planned while the
-# queue is empty would read all of its index.
 WRITE = Prepared(
     "write_outcomes",
     [
         *("int[]", "int[]", "bigint[]", "bigint[]", "bigint[]"),  # entries, operation and account by their place below
         *("uuid[]", "bigint[]", "bigint[]"),
         *("uuid[]", "text[]", "text[]", "bigint[]", "bigint[]"),
-        *("int[]", "bigint[]", "int[]", "bigint[]", "json"),
+        *("int[]", "bigint[]", "tid[]", "json"),
+        *("uuid[]", "bigint[]", "bigint[]"),  # users, the first and the last of each that is finished now
     ],
     f"""
 WITH posted AS (
@@ -47,35 +46,20 @@ WITH posted AS (
                 AS o (id, status, rejection, account_version, counterparty_version)) AS o
      WHERE operations.id = o.id RETURNING 1
 ), taken_off AS (
-    DELETE FROM queue WHERE ctid = ANY (ARRAY(
-        SELECT place.ctid FROM unnest($16, $17, $9) AS q (lane, turn, operation_id) CROSS JOIN LATERAL (
-            SELECT ctid FROM queue WHERE lane = q.lane AND turn = q.turn AND operation_id = q.operation_id LIMIT 1
-        ) AS place)) RETURNING 1
+    DELETE FROM queue WHERE ctid = ANY ($16) RETURNING 1
 ), clock AS (
     UPDATE lanes SET turn = greatest(lanes.turn, l.turn) FROM unnest($14, $15) AS l (id, turn) WHERE lanes.id = l.id
+), moved_on AS (
+    UPDATE progress SET done_seq = p.last FROM unnest($18, $19, $20) AS p (user_id, first, last)
+     WHERE progress.user_id = p.user_id AND progress.done_seq = p.first - 1 RETURNING 1
 )
 SELECT (SELECT count(*) FROM finished) AS finished, (SELECT count(*) FROM taken_off) AS taken_off,
-       pg_notify('{notices.CHANNEL}', json_build_array(statement_timestamp(), $18)::text)
+       (SELECT count(*) FROM moved_on) AS moved_on,
+       pg_notify('{notices.CHANNEL}', json_build_array(statement_timestamp(), $17)::text)
 """,
 )
 
-# Last, because these rows are what acceptance waits for: they are held for the blink of the commit only.
-# They are counted so that all of them are locked, in order, before the first is updated: EXISTS would lock but one.
-MOVE_ON = Prepared(
-    "move_on",
-    ["uuid[]", "bigint[]", "bigint[]"],
-    """
-WITH locked AS (
-    SELECT id FROM users WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE
-), moved AS (
-    UPDATE users SET done_seq = p.last FROM unnest($1, $2, $3) AS p (id, first, last)
-     WHERE users.id = p.id AND users.done_seq = p.first - 1 AND (SELECT count(*) FROM locked) > 0 RETURNING 1
-)
-SELECT count(*) AS users FROM moved
-""",
-)
-
-
+Entry = tuple[str, int, int, int]  # operation, version of the account, amount, balance after it
 Decided = tuple[Operation, Outcome, dict[str, int]]  # with the version that each account of it got
 
 
@@ -84,12 +68,11 @@ class LedgerError(Exception):
 
 
 class Books:
-    """The accounts that this transaction has locked, by id, and the entries posted to them so far."""
+    """The accounts that this transaction has locked, and the entries posted to each of them so far, by its id."""
 
     def __init__(self, accounts: Iterable[Account]) -> None:
         self.accounts = {account.id: account for account in accounts}
-        self.changed: set[str] = set()
-        self.entries: list[tuple[str, str, int, int, int]] = []
+        self.entries: dict[str, list[Entry]] = {}
 
     def post(self, operation_id: str, postings: Sequence[Posting]) -> dict[str, int]:
         """Post one operation's movements. Returns the new version of each account that it touched.
@@ -117,30 +100,29 @@ class Books:
             before.closed,
         )
         self.accounts[after.id] = after
-        self.changed.add(after.id)
-        self.entries.append((operation_id, after.id, after.version, posting.amount, after.balance))
+        self.entries.setdefault(after.id, []).append((operation_id, after.version, posting.amount, after.balance))
         return after.version
 
 
 def lock(connection: sa.Connection, account_ids: Iterable[str]) -> Books:
     """Lock the accounts in id order, so that no two drains wait for each other, and read them."""
-    return Books(Account(*row) for row in LOCK.rows(connection, (array(sorted(set(account_ids))),)))
+    return Books(Account(*row) for row in LOCK.tuples(connection, (array(sorted(set(account_ids))),)))
 
 
 def write(connection: sa.Connection, books: Books, decided: Sequence[Decided]) -> None:
-    """Write entries, balances and outcomes of a batch in one statement, and then how far its users have come.
+    """Write entries, balances and outcomes of a batch, and how far its users have come, in one statement.
 
     decided: operations in the order of application.
     Raises LedgerError if an operation was finished before, or a user's operations are not the next ones in order.
     """
     prefixes = finished_prefixes(operation for operation, _, _ in decided)
     finished = list(outcomes(books, decided))
-    accounts = [books.accounts[account_id] for account_id in sorted(books.changed)]
-    operation_places = {each.id: place for place, each in enumerate(finished, 1)}
-    account_places = {account.id: place for place, account in enumerate(accounts, 1)}
-    entries = [
-        (operation_places[operation_id], account_places[account_id], version, amount, balance_after)
-        for operation_id, account_id, version, amount, balance_after in books.entries
+    accounts = [books.accounts[account_id] for account_id in sorted(books.entries)]
+    places = {each.id: place for place, each in enumerate(finished, 1)}
+    entries = [  # account by account, as their index has them
+        (places[operation_id], place, version, amount, balance_after)
+        for place, account in enumerate(accounts, 1)
+        for operation_id, version, amount, balance_after in books.entries[account.id]
     ]
     turns: dict[int, int] = {}
     for operation, _, _ in decided:
@@ -156,15 +138,15 @@ def write(connection: sa.Connection, books: Books, decided: Sequence[Decided]) -
             array(each.account_version for each in finished),
             array(each.counterparty_version for each in finished),
             *columns(sorted(turns.items()), 2),
-            *columns([(operation.lane, operation.turn) for operation, _, _ in decided], 2),
+            array(operation.ticket for operation, _, _ in decided),
             notices.payload(finished),
+            *columns([(user, *ends) for user, ends in prefixes.items()], 3),
         ),
     )
-    moved = MOVE_ON.row(connection, columns([(user, *ends) for user, ends in sorted(prefixes.items())], 3))
-    if {written.finished, written.taken_off} != {len(decided)} or moved.users != len(prefixes):
+    if {written.finished, written.taken_off} != {len(decided)} or written.moved_on != len(prefixes):
         raise LedgerError(
             f"{written.finished} of {len(decided)} finished, {written.taken_off} taken off the queue,"
-            f" {moved.users} of {len(prefixes)} users moved on"
+            f" {written.moved_on} of {len(prefixes)} users moved on"
         )
 
 
@@ -172,7 +154,9 @@ def outcomes(books: Books, decided: Sequence[Decided]) -> Iterator[Finished]:
     """What is written of each operation, and what those who wait read of it."""
     balances: dict[tuple[str | None, int | None], int] = {}
     if len(decided) <= notices.OPERATIONS_MAX:  # of more nobody is told
-        balances = {(account_id, version): balance for _, account_id, version, _, balance in books.entries}
+        balances = {
+            (id, version): balance for id, entries in books.entries.items() for _, version, _, balance in entries
+        }
     for operation, outcome, versions in decided:
         version = versions.get(operation.account_id)
         counterparty_version = versions.get(operation.counterparty_id or "")

@@ -20,7 +20,7 @@ class Command(Struct, frozen=True, kw_only=True):
     type: Type
     user_id: str
     requested_by: str
-    amount: int
+    amount: int = 0
     account_id: str | None = None
     to_user_id: str | None = None
     to_username: str | None = None
@@ -33,12 +33,16 @@ class Command(Struct, frozen=True, kw_only=True):
 
 
 class Operation(Struct, frozen=True):
-    """A pending operation, as the drain reads it."""
+    """A pending operation, as the drain reads it.
+
+    ticket: where its row of the queue is (ctid), which nothing moves before this transaction ends.
+    """
 
     id: str
     user_id: str
     seq: int
     turn: int
+    ticket: str
     lane: int
     type: Type
     account_id: str

@@ -35,6 +35,7 @@ GRANT SELECT ON SEQUENCE apply_no TO {role};
 GRANT INSERT ON queue, batches, services, sessions, refresh_tokens, email_codes, attempts TO {role};
 -- What a new row begins with (balances, outcomes, counters) is the table's own to say.
 GRANT INSERT (id, username, email, email_confirmed_at, password_hash, lane) ON users TO {role};
+GRANT INSERT (user_id) ON progress TO {role};
 GRANT INSERT (id, user_id, kind, name, currency, is_default, lane) ON accounts TO {role};
 GRANT INSERT (id, user_id, requested_by, seq, lane, type, account_id, counterparty_id, amount, currency, comment,
               metadata, idempotency_key, request_hash, request_id, service_id, price, price_currency, rate, rate_date,

@@ -102,11 +102,11 @@ TRUTHS = {
         SELECT apply_no, count(*) AS operations FROM operations
          WHERE apply_no IS NOT NULL GROUP BY apply_no HAVING count(*) > 1""",
     "done_seq_is_the_finished_prefix": """
-        SELECT u.id, u.done_seq, coalesce(p.first_pending - 1, u.next_seq) AS prefix
-          FROM users u LEFT JOIN (
+        SELECT u.id, progress.done_seq, coalesce(p.first_pending - 1, u.next_seq) AS prefix
+          FROM users u LEFT JOIN progress ON progress.user_id = u.id LEFT JOIN (
               SELECT user_id, min(seq) AS first_pending FROM operations WHERE status = 'pending' GROUP BY user_id
           ) AS p ON p.user_id = u.id
-         WHERE u.done_seq <> coalesce(p.first_pending - 1, u.next_seq)""",
+         WHERE progress.done_seq IS DISTINCT FROM coalesce(p.first_pending - 1, u.next_seq)""",
 }
 
 

@@ -64,7 +64,6 @@ users = Table(
     Column("role", Text, nullable=False, server_default="user"),
     Column("lane", Integer, ForeignKey("lanes.id"), nullable=False),
     Column("next_seq", BigInteger, nullable=False, server_default="0"),  # how many operations were accepted
-    Column("done_seq", BigInteger, nullable=False, server_default="0"),  # length of the finished prefix
     Column("turn", BigInteger, nullable=False, server_default="0"),  # the turn of the last accepted operation
     Column("password_hash", Text),
     Column("first_name", Text, nullable=False, server_default=""),
@@ -73,13 +72,23 @@ users = Table(
     timestamp("created_at"),
     timestamp("disabled_at", nullable=True),
     timestamp("email_confirmed_at", nullable=True),  # when a code that was mailed there came back
-    # A user's order never runs backwards, and nothing is finished that was not accepted.
-    CheckConstraint("0 <= done_seq AND done_seq <= next_seq", name="users_done_seq_within_accepted"),
+    CheckConstraint("next_seq >= 0", name="users_next_seq_not_negative"),
     CheckConstraint("role IN ('user', 'service', 'auditor', 'admin')", name="users_role_known"),
     # Names and addresses are one user's whatever their capitals.
     Index("users_username_key", text("lower(username)"), unique=True),
     Index("users_email_key", text("lower(email)"), unique=True),
     postgresql_with={"fillfactor": 70},
+)
+
+# How far each user's operations are finished. It is a table of its own, so that who applies a user's operations, and
+# moves on here, and who accepts them, and holds the user's row meanwhile, never wait for each other.
+progress = Table(
+    "progress",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id"), primary_key=True),
+    Column("done_seq", BigInteger, nullable=False, server_default="0"),  # length of the finished prefix
+    CheckConstraint("done_seq >= 0", name="progress_done_seq_not_negative"),
+    postgresql_with={"fillfactor": 50},
 )
 
 sessions = Table(
@@ -214,7 +223,6 @@ operations = Table(
     ),
     # An applied operation points at the entry of its own account.
     CheckConstraint("(status = 'applied') = (account_version IS NOT NULL)", name="operations_applied_has_entry"),
-    Index("operations_batch_id", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     # History, a page at a time: one's own, and what others sent.
     Index("operations_user_id_created_at", "user_id", "created_at", "id"),
     Index(
@@ -300,6 +308,9 @@ batches = Table(
     Column("size", Integer, nullable=False),
     Column("refused", JSONB, nullable=False),  # the errors of what was not accepted, by place in the batch
     timestamp("created_at"),
+    # The least and the greatest id that its operations got: they are found between them, without an index of their own.
+    Column("first_operation_id", Id, nullable=False),
+    Column("last_operation_id", Id, nullable=False),
     # However often a client retries, one batch. (NULLs do not collide.)
     UniqueConstraint("requested_by", "idempotency_key", name="batches_requested_by_idempotency_key_key"),
 )
@@ -371,8 +382,9 @@ CREATE TRIGGER entries_append_only BEFORE UPDATE OR DELETE ON entries
 CREATE TRIGGER entries_not_truncated BEFORE TRUNCATE ON entries
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('entries are append-only')
 """,
+    # After, since before an update PostgreSQL locks the row for the trigger, and writes that to its log.
     """
-CREATE TRIGGER operations_finished_for_ever BEFORE UPDATE ON operations
+CREATE TRIGGER operations_finished_for_ever AFTER UPDATE ON operations
     FOR EACH ROW WHEN (OLD.status <> 'pending')
     EXECUTE FUNCTION refuse_change('a finished operation never changes')
 """,

@@ -77,8 +77,9 @@ SELECT o.id, o.status, o.rejection, o.account_version, o.counterparty_version,
 )
 ACCOUNT_COLUMNS = """
 SELECT a.id, a.user_id, a.name, a.currency, a.balance, a.version, a.is_default, a.created_at, a.closed_at,
-       coalesce(h.balance, 0) AS held, u.next_seq - u.done_seq AS pending_operations
-  FROM accounts a JOIN users u ON u.id = a.user_id LEFT JOIN accounts h ON h.main_account_id = a.id
+       coalesce(h.balance, 0) AS held, u.next_seq - p.done_seq AS pending_operations
+  FROM accounts a JOIN users u ON u.id = a.user_id JOIN progress p ON p.user_id = u.id
+  LEFT JOIN accounts h ON h.main_account_id = a.id
  WHERE a.kind = 'main'
 """
 ACCOUNT = Prepared("account", ["uuid"], f"{ACCOUNT_COLUMNS} AND a.id = $1")

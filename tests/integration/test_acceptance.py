@@ -18,7 +18,7 @@ NOBODY = "01a1fb36-b9a6-76c2-81f4-000000000000"
 def trace(bank: Bank) -> list[tuple[Any, ...]]:
     """All that accepting may change."""
     return [
-        *bank.rows("SELECT id, next_seq, done_seq, turn FROM users ORDER BY id"),
+        *bank.rows("SELECT id, next_seq, done_seq, turn FROM users JOIN progress ON user_id = id ORDER BY id"),
         *bank.rows("SELECT id, status FROM operations ORDER BY id"),
         *bank.rows("SELECT operation_id, turn FROM queue ORDER BY operation_id"),
     ]
@@ -58,7 +58,8 @@ def test_what_is_accepted_stands_as_it_was_asked_for(bank: Bank):
     assert (row.username, row.counterparty_user_id, row.counterparty_username) == (alice.name, bob.id, bob.name)
     stored = bank.rows("SELECT id, comment, metadata, idempotency_key, request_id FROM operations")
     assert stored == [(row.id, "r\u00e9nt '; --", metadata, "key", "request")]
-    assert bank.rows("SELECT next_seq, done_seq FROM users WHERE id = :id", id=alice.id) == [(1, 0)]
+    moved = "SELECT next_seq, done_seq FROM users JOIN progress ON user_id = id WHERE id = :id"
+    assert bank.rows(moved, id=alice.id) == [(1, 0)]
     assert bank.value("SELECT next_seq FROM users WHERE id = :id", id=bob.id) == 0
 
 

@@ -87,7 +87,7 @@ def test_each_users_operations_are_applied_in_the_order_accepted(bank: Bank):
         amounts = bank.rows("SELECT amount FROM entries WHERE account_id = :id ORDER BY id", id=user.account_id)
         expected = [number + 1 if number % 3 else -number - 1 for number in range(1, 30)]
         assert [amount for (amount,) in amounts] == expected, "the first withdrawal alone found nothing"
-        assert bank.value("SELECT done_seq FROM users WHERE id = :id", id=user.id) == 30
+        assert bank.value("SELECT done_seq FROM progress WHERE user_id = :id", id=user.id) == 30
 
 
 def test_what_the_predecessors_left_decides(bank: Bank):
@@ -308,7 +308,7 @@ def test_what_was_taken_back_is_canceled_in_its_turn(bank: Bank):
 def test_a_cancellation_waits_for_a_drain_that_may_be_applying_it(bank: Bank, other_engine: sa.Engine):
     alice = bank.user()
     operation_id = bank.accept(alice).row.id
-    with bank.held("SELECT FROM users WHERE id = :id FOR UPDATE", id=alice.id):
+    with bank.held("SELECT FROM progress WHERE user_id = :id FOR UPDATE", id=alice.id):
         draining = aside(lambda: drain(other_engine, 0))
         until(lambda: bank.waiting_for_lock("kassa-other"))
         canceling = aside(lambda: cancel(bank, operation_id))
@@ -318,9 +318,26 @@ def test_a_cancellation_waits_for_a_drain_that_may_be_applying_it(bank: Bank, ot
     assert bank.rows("SELECT status, cancel_requested FROM operations") == [("applied", False)]
 
 
+def test_who_applies_does_not_wait_for_who_accepts(bank: Bank, other_engine: sa.Engine):
+    alice = bank.user()
+    bank.accept(alice)
+    with bank.held("SELECT FROM users WHERE id = :id FOR NO KEY UPDATE", id=alice.id):
+        assert aside(lambda: drain(other_engine, 0)).result(10).counts == {"applied": 1}
+
+
+def test_who_accepts_does_not_wait_for_who_applies(bank: Bank, other_engine: sa.Engine):
+    alice = bank.user()
+    bank.accept(alice)
+    with bank.held("SELECT FROM progress WHERE user_id = :id FOR UPDATE", id=alice.id):
+        draining = aside(lambda: drain(other_engine, 0))
+        until(lambda: bank.waiting_for_lock("kassa-other"))
+        assert aside(lambda: bank.accept(alice)).result(10).row.seq == 2
+    assert draining.result(10).counts == {"applied": 1}
+
+
 HELD = {
     "before anything is written": "SELECT FROM accounts WHERE id = :account FOR UPDATE",
-    "in the middle of writing": "SELECT FROM users WHERE id = :user FOR UPDATE",
+    "in the middle of writing": "SELECT FROM progress WHERE user_id = :user FOR UPDATE",
 }
 
 
@@ -553,7 +570,8 @@ def test_a_sweep_that_is_killed_between_decisions_blames_nobody(bank: Bank):
         looking.start()
         until(lambda: bank.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") > 0)
         me = psutil.Process()
-        [child] = [each for each in me.children() if each.cmdline() == me.cmdline()]  # the others are servers
+        alive = [each for each in me.children() if each.status() != psutil.STATUS_ZOMBIE]
+        [child] = [each for each in alive if each.cmdline() == me.cmdline()]  # the others are servers
         child.kill()
         looking.join()
     assert sweeps.sweeper.strikes == {}

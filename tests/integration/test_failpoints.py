@@ -131,7 +131,7 @@ ROADS = {
         (["applied", "applied", "rejected"],),
         frozenset(
             {"EXECUTE lock_lanes_0", "EXECUTE pending_0", "EXECUTE lock_accounts_0", "INSERT INTO purchases"}
-            | {"EXECUTE write_outcomes_0", "EXECUTE move_on_0", "COMMIT"}
+            | {"EXECUTE write_outcomes_0", "COMMIT"}
         ),
     ),
 }

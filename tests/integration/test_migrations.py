@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from cli.migrate import migrate
 from cli.servers import postgres_binaries
 from cli.stack import Stack
-from core import db, lanes
+from core import batches, db, lanes
 from core.ids import own_account_id
 from core.reconcile import violations
 from core.tables import metadata
@@ -38,6 +38,18 @@ SELECT uuidv7(), id, id, place, 0, place, 'deposit', id, 1, 'RUB', '',
        CASE place WHEN 1 THEN nextval('apply_no') END, CASE place WHEN 1 THEN now() END
   FROM users CROSS JOIN generate_series(1, 3) AS place;
 UPDATE users SET next_seq = 3, done_seq = 1
+"""
+
+BATCH, NO_BATCH = "01a1fb36-b9a6-76c2-81f4-000000000001", "01a1fb36-b9a6-76c2-81f4-000000000002"
+# Of a batch with operations, and others between them, and of one without.
+BATCHES_WITH_AN_INDEX = f"""
+INSERT INTO batches (id, requested_by, request_hash, size, refused)
+SELECT id, uuidv7(), '', 3, '{{}}' FROM (VALUES ('{BATCH}'::uuid), ('{NO_BATCH}')) AS batch (id);
+INSERT INTO operations (id, user_id, requested_by, seq, lane, type, account_id, amount, currency, request_hash,
+                        batch_id, batch_index)
+SELECT uuidv7(), uuidv7(), uuidv7(), 1, 0, 'deposit', uuidv7(), 1, 'RUB', '',
+       CASE mod(number, 2) WHEN 0 THEN '{BATCH}'::uuid END, CASE mod(number, 2) WHEN 0 THEN number / 2 END
+  FROM generate_series(0, 5) AS number
 """
 
 
@@ -100,7 +112,7 @@ def test_the_comparison_notices_what_differs(blank: Create):
         "ALTER TABLE users ALTER COLUMN bio DROP DEFAULT",
         "ALTER TABLE operations DROP CONSTRAINT operations_amount_positive",
         "ALTER TABLE entries DISABLE TRIGGER entries_append_only",
-        "DROP INDEX operations_batch_id",
+        "DROP INDEX operations_user_id_created_at",
         "ALTER TABLE lanes RESET (fillfactor)",
     ):
         with engine.begin() as connection:
@@ -153,13 +165,18 @@ def test_a_migration_that_breaks_leaves_nothing_behind(blank: Create):
     assert sa.inspect(engine).get_table_names() == ["refresh_tokens"]
 
 
+def upgrade(connection: sa.Connection, revision: str) -> None:
+    """The schema as of a revision, with a lane."""
+    config = db.migrations()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+    lanes.ensure(connection, 1)
+
+
 def before_the_queue(engine: sa.Engine) -> None:
     """The schema of then, with a user and an account."""
     with engine.begin() as connection:
-        config = db.migrations()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0006")
-        lanes.ensure(connection, 1)
+        upgrade(connection, "0006")
         for statement in BEFORE_THE_QUEUE.split(";\n"):
             connection.exec_driver_sql(statement)
 
@@ -186,6 +203,22 @@ def test_what_an_older_kassa_is_accepting_while_the_queue_becomes_a_table_is_app
     migrating.result(10)
     assert not violations(engine)
     assert drain(engine, 0).counts == {"applied": 2}
+
+
+def test_the_operations_of_an_older_batch_are_found(blank: Create):
+    engine = blank()
+    with engine.begin() as connection:
+        upgrade(connection, "0009")
+        for statement in BATCHES_WITH_AN_INDEX.split(";\n"):
+            connection.exec_driver_sql(statement)
+    migrate(engine, 1)
+    with engine.connect() as connection:
+        found = {batch: batches.items(connection, batches.find(connection, batch)) for batch in (BATCH, NO_BATCH)}
+    assert [item["index"] for item in found[BATCH]] == [0, 1, 2]
+    assert found[NO_BATCH] == []
+    insert = BATCHES_WITH_AN_INDEX.split(";\n")[0].replace("000000000", "000000001")
+    with pytest.raises(sa.exc.IntegrityError, match="first_operation_id"), engine.begin() as connection:
+        connection.exec_driver_sql(insert)  # by an older Kassa that goes on: nobody would find its operations
 
 
 def test_lanes_only_grow(blank: Create):

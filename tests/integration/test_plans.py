@@ -11,13 +11,14 @@ from core import batches, db, gathering, lanes, ledger  # noqa: F401
 from core.db import Prepared, in_brackets
 
 ROWS = 20_000
-LARGE = ("users", "accounts", "sessions", "operations", "queue", "entries")
+LARGE = ("users", "progress", "accounts", "sessions", "operations", "queue", "entries")
 COUNTS = {"load_count": {"queue"}}  # the one statement that has to read all of a table
 
 # Finished operations, two entries each, of users with an account and a session each.
 FILL = """
-INSERT INTO users (id, username, lane, next_seq, done_seq)
-SELECT uuidv7(), 'user-' || i, 0, 1, 1 FROM generate_series(1, {rows}) AS i;
+INSERT INTO users (id, username, lane, next_seq)
+SELECT uuidv7(), 'user-' || i, 0, 1 FROM generate_series(1, {rows}) AS i;
+INSERT INTO progress (user_id, done_seq) SELECT id, 1 FROM users;
 INSERT INTO accounts (id, user_id, kind, name, currency, is_default)
 SELECT uuidv7(), id, 'main', '', 'RUB', true FROM users;
 INSERT INTO sessions (id, user_id, expires_at) SELECT uuidv7(), id, now() + interval '1 day' FROM users;
@@ -100,10 +101,3 @@ def test_no_prepared_statement_compares_each_of_its_own_rows_with_each(large: sa
     assert {statement.name: found for statement in statements() if (found := compared(plan_of(large, statement)))} == {}
     with_each = "WITH a AS MATERIALIZED (SELECT unnest($1) x) SELECT FROM a b JOIN unnest($1) AS c (y) ON b.x < c.y"
     assert compared(plan_of(large, Prepared("each", ["int[]"], with_each))) == ["(b.x < c.y)"]
-
-
-def test_the_users_of_a_drain_are_all_locked_before_one_is_updated(large: sa.Engine):
-    """In the order of their ids, as whoever accepts for them does: else the two could wait for each other."""
-    plan = plan_of(large, ledger.MOVE_ON)
-    locked, counted = plan.index("CTE locked"), plan.index("One-Time Filter")
-    assert locked < plan.index("LockRows") < plan.index("Aggregate", locked) < counted

@@ -254,12 +254,22 @@ UPDATE accounts SET version = version + 1, balance = balance + CASE WHEN id = {B
     (
         "done_seq_is_the_finished_prefix",
         "behind",
-        f"UPDATE users SET done_seq = done_seq - 1 WHERE id = {BOB}",
+        f"UPDATE progress SET done_seq = done_seq - 1 WHERE user_id = {BOB}",
     ),
     (
         "done_seq_is_the_finished_prefix",
         "ahead of what is pending",
-        f"UPDATE users SET done_seq = done_seq + 1 WHERE id = {ALICE}",
+        f"UPDATE progress SET done_seq = done_seq + 1 WHERE user_id = {ALICE}",
+    ),
+    (
+        "done_seq_is_the_finished_prefix",
+        "ahead of what was accepted",
+        f"UPDATE users SET next_seq = next_seq - 1 WHERE id = {BOB}",
+    ),
+    (
+        "done_seq_is_the_finished_prefix",
+        "nowhere",
+        f"DELETE FROM progress WHERE user_id = {BOB}",
     ),
 ]
 
@@ -365,9 +375,10 @@ REFUSED = {
     "failed with a reason": (FINISH % "'failed', rejection = '{}'", "operations_rejected_has_reason"),
     "applied without an entry": (FINISH % "'applied'", "operations_applied_has_entry"),
     "an unknown status": (FINISH % "'lost'", "operations_status_known"),
-    "more done than accepted": (
-        f"UPDATE users SET done_seq = next_seq + 1 WHERE id = {BOB}",
-        "users_done_seq_within_accepted",
+    "fewer than none accepted": (f"UPDATE users SET next_seq = -1 WHERE id = {BOB}", "users_next_seq_not_negative"),
+    "fewer than none done": (
+        f"UPDATE progress SET done_seq = -1 WHERE user_id = {BOB}",
+        "progress_done_seq_not_negative",
     ),
     "a second default account": (
         "INSERT INTO accounts (id, user_id, kind, currency, is_default)"
@@ -404,7 +415,8 @@ def test_what_the_refused_statements_are_like_is_otherwise_allowed(sound: sa.Eng
             FINISH % "'rejected', rejection = '{}'",
             f"UPDATE accounts SET balance = 0 WHERE id = {ALICES}",
             f"UPDATE accounts SET balance = -1 WHERE id = {WORLD}",
-            f"UPDATE users SET done_seq = next_seq WHERE id = {BOB}",
+            f"UPDATE users SET next_seq = 0 WHERE id = {BOB}",
+            f"UPDATE progress SET done_seq = 0 WHERE user_id = {BOB}",
         ):
             assert connection.exec_driver_sql(statement).rowcount == 1, statement
         connection.rollback()

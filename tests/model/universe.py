@@ -24,6 +24,7 @@ numbers = itertools.count(1000)  # of lanes
 # The ledger's truths see copies of one universe's rows under the tables' names: so they hold of each, and cost little.
 COPIES = {
     "users": "id = ANY (%(users)s::uuid[])",
+    "progress": "user_id = ANY (%(users)s::uuid[])",
     "accounts": "id = ANY (%(accounts)s::uuid[])",
     "operations": "user_id = ANY (%(users)s::uuid[])",
     "queue": "lane = ANY (%(lanes)s::int[])",
@@ -52,7 +53,8 @@ SELECT 'operations', id, json_build_array(seq, lane,
        counterparty_version, apply_no)
   FROM operations o WHERE user_id = ANY ($1)
 UNION ALL SELECT 'accounts', id, json_build_array(currency, balance, version) FROM accounts WHERE id = ANY ($2)
-UNION ALL SELECT 'users', id, json_build_array(next_seq, done_seq, turn) FROM users WHERE id = ANY ($1)
+UNION ALL SELECT 'users', id, json_build_array(next_seq, done_seq, turn)
+  FROM users JOIN progress ON user_id = id WHERE id = ANY ($1)
 """,
 )
 
@@ -101,6 +103,7 @@ class Bank:
         rows = {
             "lanes": [{"id": lane, "turn": 0} for lane in ledger.lanes],
             "users": [{"id": id, "username": one["name"], "lane": one["lane"]} for id, one in ledger.users.items()],
+            "progress": [{"user_id": id, "done_seq": 0} for id in ledger.users],
             "services": [{"id": id, "name": "service", **one} for id, one in ledger.services.items()],
             "accounts": [
                 {"id": id, "user_id": one["user"], "is_default": one["default"], "lane": lane_of(ledger, id)}

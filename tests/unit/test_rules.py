@@ -25,6 +25,7 @@ def operation(kind: str, amount: int = 100, **changes: object) -> Operation:
         user_id="user",
         seq=1,
         turn=1,
+        ticket="(0,1)",
         lane=3,
         type=kind,
         account_id=ALICE,
