@@ -1,6 +1,6 @@
 """When a worker that has been called looks for work again, and when it waits for the next bell instead. Pure."""
 
-PAUSE_SECONDS_MAX = 0.008
+PAUSE_SECONDS_MAX = 0.004
 PAUSE_SECONDS_PER_OPERATION = 0.001
 PAUSE_SECONDS_MIN = 0.003  # where nothing was found
 VAIN_LOOKS_MAX = 5  # who waits for answers asks in bursts
