@@ -35,7 +35,7 @@ check: .venv  ## lint, types, import rules, schema against migrations, Dockerfil
 model: .venv  ## play new sequences of steps against a ledger in dicts, MODEL_SEQUENCES=100000 (an hour and more)
 	@MODEL_SEQUENCES=$${MODEL_SEQUENCES:-100000} $(BIN)/python -m pytest -q -s tests/model
 
-bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 5 minutes; needs wrk)
+bench: .venv  ## measure Kassa beside pgbench on the same PostgreSQL (some 7 minutes; needs wrk)
 	@exec ./kassa bench
 
 chaos: .venv  ## put Kassa under faults, ROUNDS=300, and check all that its clients were told (some 45 minutes)

@@ -9,9 +9,9 @@ bare, bare_hot, bare_read: pgbench. single: a transfer a request. wait: deposits
 1,000 transfers a request, hot with one account in all of them. reads: an account. latency: at 30 % of single. fair:
 light users beside one with 20,000 queued operations. idle: at rest. With --growth: all of these but pgbench, and the
 balance, history and statement of busy accounts, on databases of 10^3, 10^5 and 5*10^6 finished operations at once,
-with vacuums as they come, which takes a quarter of an hour. With --machines: two network namespaces with workers of
-their own, one of them cut off under load. With --overload: single and batch with five times as many clients as at the
-peak.
+with vacuums as they come, which takes a quarter of an hour with --seconds 3. With --machines: two network namespaces
+with workers of their own, one of them cut off under load. With --overload: single and batch with five times as many
+clients as at the peak.
 
 Needs wrk (Debian: apt-get install wrk); pgbench comes with the bundled PostgreSQL.
 """
